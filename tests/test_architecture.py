@@ -1,0 +1,146 @@
+"""The rules of the architecture that a machine can check. Each is one table row."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LINES_MAX = 600
+
+#: package or module -> those of ours that it may import; the longest prefix decides.
+MAY_IMPORT: dict[str, set[str]] = {
+    "raft": set(),
+    "overlay": set(),
+    "swarmlet": set(),  # __init__.py: the essay
+    "swarmlet.codec": set(),
+    "swarmlet.swim": set(),
+    "swarmlet.runtime": set(),
+    "swarmlet.images": set(),
+    "swarmlet.model": set(),
+    "swarmlet.identity": set(),
+    "swarmlet.state": {"swarmlet.model", "swarmlet.codec"},
+    "swarmlet.stack": {"swarmlet.model"},
+    "swarmlet.wire": {
+        "raft",
+        "swarmlet.swim",
+        "swarmlet.model",
+        "swarmlet.state",
+        "swarmlet.codec",
+    },
+    "swarmlet.transport": {"swarmlet.wire", "swarmlet.identity"},
+    "swarmlet.store": {"raft", "swarmlet.state", "swarmlet.model", "swarmlet.codec"},
+}
+VOCABULARY = {
+    "swarmlet.codec",
+    "swarmlet.model",
+    "swarmlet.state",
+    "swarmlet.wire",
+    "swarmlet.transport",
+}
+MAY_IMPORT |= {
+    "swarmlet.manager": VOCABULARY | {"swarmlet.store", "swarmlet.identity"},
+    "swarmlet.agent": VOCABULARY | {"swarmlet.runtime", "swarmlet.images", "overlay"},
+    "swarmlet.api": VOCABULARY
+    | {"swarmlet.manager", "swarmlet.agent", "swarmlet.images", "swarmlet.runtime"},
+    "swarmlet.api.client": {"swarmlet.model"},
+    "swarmlet.cli": {"swarmlet.api.client", "swarmlet.model"},
+}
+MAY_IMPORT["swarmlet.daemon"] = set(MAY_IMPORT)  # composition sees everything
+
+#: pure modules decide, so they see neither clock nor chance nor kernel.
+PURE = {
+    "raft/messages.py",
+    "raft/log.py",
+    "raft/quorum.py",
+    "raft/membership.py",
+    "raft/core.py",
+    "raft/replication.py",
+    "overlay/topology.py",
+    "overlay/resources.py",
+    "overlay/desired.py",
+    "overlay/plan.py",
+    "overlay/balancing.py",
+    "swarmlet/codec.py",
+    "swarmlet/model.py",
+    "swarmlet/state.py",
+    "swarmlet/wire.py",
+    "swarmlet/swim/messages.py",
+    "swarmlet/swim/members.py",
+    "swarmlet/swim/dissemination.py",
+    "swarmlet/swim/core.py",
+    "swarmlet/manager/orchestrator.py",
+    "swarmlet/manager/updater.py",
+    "swarmlet/manager/scheduler.py",
+    "swarmlet/manager/allocator.py",
+    "swarmlet/runtime/spec.py",
+    "swarmlet/runtime/plan.py",
+    "swarmlet/images/reference.py",
+    "swarmlet/images/manifest.py",
+}
+IMPURE = {
+    "trio",
+    "time",
+    "socket",
+    "os",
+    "subprocess",
+    "threading",
+    "logging",
+    "pyroute2",
+    "secrets",
+}
+
+SOURCES = [p for package in ("raft", "overlay", "swarmlet") for p in (ROOT / package).rglob("*.py")]
+TESTS = list((ROOT / "tests").rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            assert node.module
+            yield node.module
+
+
+def package_of(module: str) -> str | None:
+    names = [key for key in MAY_IMPORT if f"{module}.".startswith(f"{key}.")]
+    return max(names, key=len, default=None)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def relative_name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative_name)
+def test_imports_point_down(path: Path) -> None:
+    mine = package_of(module_name(path))
+    assert mine is not None
+    for module in imports_of(path):
+        theirs = package_of(module)
+        assert theirs in (None, mine) or theirs in MAY_IMPORT[mine], f"{mine} imports {module}"
+        if relative_name(path) in PURE:
+            assert module.partition(".")[0] not in IMPURE, f"a pure module imports {module}"
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=relative_name)
+def test_file_fits_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_MAX
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=relative_name)
+def test_no_file_names_a_machine(path: Path) -> None:
+    """Nothing committed knows the machine it was written on."""
+    if path.name == "test_architecture.py":
+        return
+    text = path.read_text()
+    assert not [word for word in ("/work/", "/farm/") if word in text]
