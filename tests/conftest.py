@@ -1,10 +1,8 @@
-"""What every test may use: golden scripts, and the levels that need the real kernel."""
+"""What every test may use: options, and the levels that need the real kernel."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -20,26 +18,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("level4") or item.get_closest_marker("level5"):
             item.add_marker(pytest.mark.skip(reason="needs root: the real kernel is the subject"))
-
-
-def run_script(path: Path, execute: Callable[[str], list[str]], *, rewrite: bool) -> None:
-    """Play a golden script: commands, '----', the output they gave, a blank line.
-
-    After a wanted change of behaviour run pytest with --rewrite and review the diff.
-    """
-    expected = path.read_text()
-    blocks = expected.strip().split("\n\n")
-    actual = "\n\n".join(_play(block, execute) for block in blocks) + "\n"
-    if rewrite:
-        path.write_text(actual)
-    else:
-        assert actual == expected
-
-
-def _play(block: str, execute: Callable[[str], list[str]]) -> str:
-    given = block.partition("----")[0].splitlines()
-    commands = [line for line in given if not line.startswith("#")]
-    if not commands:
-        return block  # a paragraph of prose
-    output = [line for command in commands for line in execute(command)]
-    return "\n".join([*given, "----", *output])
