@@ -207,14 +207,14 @@ def _record_decoder(cls: type[Any]) -> Decoder:
             raise BadMessage(f"{name} is a {type(value).__name__}, not an array")
         if len(value) < required:
             raise BadMessage(f"{name} has {len(value)} of {required} fields")
-        arguments: list[Any] = []
+        arguments: dict[str, Any] = {}
         for (field, decode_field), item in zip(decoders, value, strict=False):
             try:
-                arguments.append(decode_field(item))
+                arguments[field] = decode_field(item)
             except BadMessage as exc:
                 raise BadMessage(f"{name}.{field}: {exc}") from None
         try:
-            return cls(*arguments)
+            return cls(**arguments)
         except (ValueError, AssertionError) as exc:  # the class checks itself
             raise BadMessage(f"{name}: {exc}") from exc
 
