@@ -33,6 +33,10 @@ class View:
     observations: Mapping[TaskId, Observation] = field(default_factory=dict)
     connections: Mapping[NodeId, Connection] = field(default_factory=dict)
     reported: frozenset[NodeId] = frozenset()
+    #: up to which index a node, in this session, has made its assignment its own
+    acknowledged: Mapping[NodeId, int] = field(default_factory=dict)
+    #: since when, on this leader's clock, a task has been ready without a break
+    ready_since: Mapping[TaskId, float] = field(default_factory=dict)
     #: why the scheduler could not place a task
     explanations: Mapping[TaskId, str] = field(default_factory=dict)
     now: float = 0.0  # wall clock, seconds since 1970
@@ -76,6 +80,10 @@ class View:
         if seen is not None:
             return seen.ready
         return task.node not in self.reported and task.version < self.led_from
+
+    def has_acknowledged(self, task: Task) -> bool:
+        """Whether the task's node knows the task as it is now, and has told all that it runs."""
+        return task.node in self.reported and self.acknowledged.get(task.node, 0) >= task.version
 
     def is_up(self, node: NodeId) -> bool:
         row = self.state.nodes.get(node)

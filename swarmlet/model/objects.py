@@ -227,10 +227,17 @@ class Task:
     desired: Desired = Desired.RUNNING
     endpoints: tuple[Endpoint, ...] = ()
     outcome: Outcome | None = None
-    not_before: float = 0.0  # wall clock: a replacement waits out the restart delay
+    not_before: float = 0.0  # the leader's clock: a replacement waits out the restart delay
+    attempt: int = 0  # how many tasks of this spec version failed in the place before
+    only_node: NodeId = NodeId("")  # of a global service: the one node that it is for
     version: int = 0
     created_at: float = 0.0
     updated_at: float = 0.0
+
+    @property
+    def place(self) -> tuple[int, NodeId]:
+        """What the task fills: a slot, or the node of a global service."""
+        return self.slot, self.only_node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
