@@ -1,0 +1,65 @@
+# Sourced by the scripts: installs what they need on a Debian machine, each thing once.
+# Nothing here changes the machine's services: no package that starts a daemon is installed.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+say() { printf '== %s\n' "$*" >&2; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+
+# What the daemon, the lab and the tests call. python3-venv and curl are for the scripts.
+packages_needed="nftables libnftables1 libseccomp2 conntrack iproute2 util-linux busybox-static
+  curl ca-certificates python3 python3-venv"
+
+# packages NAME...: install those of these Debian packages that are missing.
+packages() {
+  local name missing=()
+  command -v dpkg-query >/dev/null || { say "no dpkg here: install by hand: $*"; return; }
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$(id -u)" = 0 ] || { say "not root, so not installed: ${missing[*]}"; return 0; }
+  say "apt-get install ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || say "apt-get update failed: trying the old lists"
+  apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >&2 ||
+    die "apt-get install ${missing[*]} failed: see above"
+}
+
+# docker_client: the stock docker client and no daemon. Debian 13 has a package for it; of
+# Debian 12's docker.io only the one file is unpacked, since installing it starts a daemon that
+# rewrites the machine's firewall.
+docker_client() {
+  command -v docker >/dev/null || [ -x "$venv/bin/docker" ] && return
+  if apt-cache show docker-cli >/dev/null 2>&1; then packages docker-cli; return; fi
+  local scratch; scratch=$(mktemp -d)
+  say "unpacking the docker client from Debian's docker.io"
+  (cd "$scratch" && chmod 755 . && apt-get -qq download docker.io && dpkg -x docker.io_*.deb tree &&
+    install -m 755 tree/usr/bin/docker "$venv/bin/docker") >&2 ||
+    say "no docker client to be had: tests that need it are skipped"
+  rm -rf "$scratch"
+}
+
+# virtual_environment [PYTHON]: a venv with this package in it, remade when pyproject.toml changed.
+# The default interpreter's is .venv; another one's is build/venv-NAME.
+virtual_environment() {
+  local python=${1:-python3} stamp
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+    die "$python is not Python 3.11 or newer: install one, or name it with --python"
+  venv=$root/.venv
+  [ $# = 0 ] || venv=$root/build/venv-${python##*/}
+  stamp="$root $(cksum < pyproject.toml)"
+  if [ ! -x "$venv/bin/python" ]; then
+    say "making $venv"
+    mkdir -p "$(dirname "$venv")"
+    "$python" -m venv "$venv" || die "no virtual environment: is python3-venv installed?"
+  fi
+  if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp" ]; then
+    say "pip install -e .[dev]"
+    "$venv/bin/python" -m pip -q --disable-pip-version-check install -e '.[dev]' >&2 ||
+      die "pip install failed: see above"
+    printf '%s' "$stamp" > "$venv/installed"
+  fi
+  export PATH=$venv/bin:$PATH
+}
