@@ -22,6 +22,7 @@ from tests.lab import (
     reap_dead_labs,
     remove,
     residue,
+    visit,
 )
 from tests.lab.network import between, rules
 
@@ -367,7 +368,13 @@ async def test_a_kept_lab_outlives_its_owner_until_it_is_removed() -> None:
         assert owner.returncode == 0
         assert number not in await trio.to_thread.run_sync(reap_dead_labs)
         assert kernel.start_time(first)
-        os.kill(first, 0)
+        host = visit.the_host(visit.the_lab(number), "h1")
+        assert (host.pid, host.address) == (first, f"10.77.{number}.1")
+        argv = host.argv("sh", "-c", "hostname; echo $SWARMLET_HOST")
+        said = subprocess.run(argv, env=host.environment, stdout=subprocess.PIPE, check=True)
+        assert said.stdout.decode().split() == ["h1", "unix:///run/swarmlet/swarmlet.sock"]
+        with pytest.raises(LabError, match="no running host h2: it has h1"):
+            visit.the_host(number, "h2")
     finally:
         await trio.to_thread.run_sync(remove, number)
     assert await eventually(lambda: leftovers(number), until=lambda found: not found) == []

@@ -32,9 +32,9 @@ Not here: delay and bandwidth (no netem in the test kernel), and a clock for eac
 
 from tests.lab.host import Answer, Completed, Host, Running
 from tests.lab.lab import Lab
-from tests.lab.leftovers import leftovers, reap_dead_labs, remove
 from tests.lab.network import LabError
-from tests.lab.residue import residue
+from tests.lab.ownership import leftovers, reap_dead_labs, remove
+from tests.lab.remains import residue
 from tests.lab.waiting import eventually
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -18,7 +19,7 @@ import trio
 
 from tests.lab import kernel
 from tests.lab.network import MARK, LabError, Network, address, execute, hold, let_go, read_line
-from tests.lab.residue import look
+from tests.lab.remains import look
 from tests.lab.waiting import eventually
 
 FIRST = Path(__file__).with_name("first.py")
@@ -30,6 +31,12 @@ COMMAND_SECONDS = 60.0
 DEATH_SECONDS = 20.0
 #: A body that the daemon sends to `api` may not be larger.
 BODY_BYTES_MAX = 64 * 1024 * 1024
+
+
+def enter(first: int) -> list[str]:
+    """What to put before a command so that it runs in the host whose first process is *first*."""
+    kinds = ["--mount", "--net", "--uts", "--ipc", "--pid"]
+    return ["nsenter", f"--target={first}", *kinds, "--wd=/"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +240,7 @@ class Host:
 
     def enter(self) -> list[str]:
         """What to put before a command so that it runs in the host."""
-        kinds = ["--mount", "--net", "--uts", "--ipc", "--pid"]
-        return ["nsenter", f"--target={self.pid}", *kinds, "--wd=/"]
+        return enter(self.pid)
 
     def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
         socket = f"unix://{self.run_dir}/swarmlet.sock"
@@ -429,13 +435,15 @@ class Host:
         """Processes in PID namespaces below the host's, by their pids out here."""
         return [process.pid for process in self.processes() if process.nested]
 
-    # Its handle on the disk, for `scripts/lab` and for whoever clears up after a dead owner.
+    # Its handles on the disk, for `scripts/lab` and for whoever clears up after a dead owner.
 
     @property
     def identity(self) -> Path:
         return self.folder / "first"
 
     def write_identity(self) -> None:
+        facts = {"address": self.address, "environment": self._environment({})}
+        (self.folder / "host.json").write_text(json.dumps(facts))
         self.identity.write_text(f"{self.pid} {kernel.start_time(self.pid)}\n")
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import trio
 
-from tests.lab import leftovers
+from tests.lab import ownership
 from tests.lab.host import DEATH_SECONDS, Completed, Host
 from tests.lab.network import CLIENT, LabError, Network, address, between
 from tests.lab.waiting import eventually
@@ -44,12 +44,12 @@ class Lab:
         return address(self.number, CLIENT)
 
     async def __aenter__(self) -> Lab:
-        await trio.to_thread.run_sync(leftovers.reap_dead_labs)
-        self.number, self.folder = leftovers.claim(self.kept)
+        await trio.to_thread.run_sync(ownership.reap_dead_labs)
+        self.number, self.folder = ownership.claim(self.kept)
         self._network = Network(self.number, self.folder)
         try:
             await self._network.up(kept=self.kept)
-            leftovers.write_handle(self.folder / "network", self._network.pid)
+            ownership.write_handle(self.folder / "network", self._network.pid)
             for _ in range(self._wanted):
                 self._furnish()
             async with trio.open_nursery() as nursery:
@@ -104,9 +104,9 @@ class Lab:
             for host in self.hosts:
                 host.bury()
             self.network.down()
-            await trio.to_thread.run_sync(leftovers.remove, self.number)
+            await trio.to_thread.run_sync(ownership.remove, self.number)
         left = await eventually(
-            lambda: leftovers.leftovers(self.number),
+            lambda: ownership.leftovers(self.number),
             until=lambda found: not found,
             within=DEATH_SECONDS,
         )
