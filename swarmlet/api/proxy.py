@@ -1,0 +1,118 @@
+"""Handing a call to the leader as it is: any call, with streams and upgrades.
+
+The client sees what the leader answered. When the leader cannot be reached it sees why, and
+whether the change that it asked for may have been made.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from swarmlet.api.backend import LocalNode
+from swarmlet.api.exchange import (
+    Answer,
+    ApiError,
+    Headers,
+    RawStream,
+    Request,
+    Response,
+    Send,
+    Streamed,
+    Upgraded,
+)
+from swarmlet.api.upstream import FORWARDED, Broken, Head, Upstream, end_to_end
+
+#: For the leader to answer: it waits for its managers to agree.
+ANSWER_SECONDS = 60.0
+#: Answers that are no longer are sent on whole, so that the client sees their length.
+WHOLE_BYTES_MAX = 1 << 20
+
+
+async def forward(request: Request, node: LocalNode) -> Answer:
+    """Hand *request* to the leader and return its answer. Raises Unavailable or ApiError."""
+    upstream = Upstream(await node.dial_api(None))
+    try:
+        head = await _ask(request, node, upstream)
+        return await _relay(head, upstream)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await upstream.aclose()
+        raise
+
+
+async def _ask(request: Request, node: LocalNode, upstream: Upstream) -> Head:
+    headers: Headers = (
+        *end_to_end(tuple(request.headers.items())),
+        (FORWARDED, str(node.status.node_id)),
+    )
+    try:
+        with trio.fail_after(ANSWER_SECONDS):
+            return await upstream.request(
+                request.method,
+                request.target,
+                headers=headers,
+                body=request.body,
+                upgrade=request.wants_upgrade,
+            )
+    except (Broken, trio.TooSlowError) as exc:
+        if request.method in ("GET", "HEAD"):
+            text = f"the leader went away before it answered ({exc}); try again in a moment"
+        else:
+            text = (
+                f"the leader went away before it answered ({exc}): the change may have been "
+                "made or not; look, and repeat it if it is not there"
+            )
+        raise ApiError(503, text) from exc
+
+
+async def _relay(head: Head, upstream: Upstream) -> Answer:
+    headers = end_to_end(head.headers)
+    if head.is_upgraded:
+        type_ = next((v for n, v in headers if n.lower() == "content-type"), "")
+
+        async def join(client: RawStream) -> None:
+            await splice(client, upstream.raw())
+
+        return Upgraded(join, type_ or "application/vnd.docker.raw-stream", upstream.aclose)
+    if _length(head) <= WHOLE_BYTES_MAX:
+        chunks = []
+        try:
+            with trio.fail_after(ANSWER_SECONDS):
+                while chunk := await upstream.receive():
+                    chunks.append(chunk)
+        except (Broken, trio.TooSlowError) as exc:
+            raise ApiError(503, f"the leader's answer broke off ({exc}); try again") from exc
+        await upstream.aclose()
+        return Response(head.status, b"".join(chunks), headers)
+
+    async def produce(send: Send) -> None:
+        try:
+            while chunk := await upstream.receive():
+                await send(chunk)
+        except Broken as exc:
+            raise ApiError(503, f"the leader's answer broke off: {exc}") from exc
+
+    return Streamed(head.status, produce, headers, upstream.aclose)
+
+
+def _length(head: Head) -> int:
+    """The length that the answer names; more than any if it names none."""
+    for name, value in head.headers:
+        if name.lower() == "content-length" and value.isdigit():
+            return int(value)
+    return 0 if head.status in (204, 304) else WHOLE_BYTES_MAX + 1
+
+
+async def splice(left: RawStream, right: RawStream) -> None:
+    """Carry bytes both ways until *right*, the one who answers, has ended."""
+    async with trio.open_nursery() as nursery:
+
+        async def to_right() -> None:
+            while data := await left.receive_some():
+                await right.send_all(data)
+            await right.send_eof()
+
+        nursery.start_soon(to_right)
+        while data := await right.receive_some():
+            await left.send_all(data)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,23 @@
+"""The API as a whole: every resource's routes in one router, and its two doors."""
+
+from __future__ import annotations
+
+from swarmlet.api import networks, nodes, services, swarm, system, tasks
+from swarmlet.api.backend import LocalNode
+from swarmlet.api.http import serve_stream, serve_unix
+from swarmlet.api.router import Route, Router
+
+__all__ = ["ROUTES", "make_router", "serve_stream", "serve_unix"]
+
+ROUTES: tuple[Route, ...] = (
+    *system.ROUTES,
+    *swarm.ROUTES,
+    *nodes.ROUTES,
+    *services.ROUTES,
+    *tasks.ROUTES,
+    *networks.ROUTES,
+)
+
+
+def make_router(node: LocalNode) -> Router:
+    return Router(node, ROUTES)
