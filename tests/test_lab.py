@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.lab import (
     visit,
 )
 from tests.lab.network import between, rules
+from tests.lab.rootfs import write_rootfs
 
 ROOT = Path(__file__).parent.parent
 
@@ -199,6 +201,21 @@ async def test_a_daemon_that_ends_at_once_is_reported_with_its_last_words(lab: L
         await h1.wait_ready()
 
 
+@pytest.mark.level4
+async def test_the_image_serves_who_answers_and_who_asks(lab: Lab, tmp_path: Path) -> None:
+    h1, h2 = lab.hosts
+    with tarfile.open(write_rootfs(tmp_path / "image.tar")) as tar:
+        tar.extractall(tmp_path / "root", filter="fully_trusted")
+    chroot = ("chroot", str(tmp_path / "root"))
+    await h1.popen(*chroot, "httpd", "-f", "-p", "80", "-h", "/www")
+    url = f"http://{h1.address}/"
+    said = await eventually(lambda: lab.client("curl", "--silent", url))
+    assert said.stdout == f"hello [::ffff:{lab.client_address}] from h1\n"
+    request = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc {h1.address} 80"
+    answer = await h2.run(*chroot, "sh", "-c", request)
+    assert f"hello [::ffff:{h2.address}] from h1" in answer.stdout
+
+
 # Faults of the network.
 
 
@@ -371,7 +388,7 @@ async def test_a_kept_lab_outlives_its_owner_until_it_is_removed() -> None:
         host = visit.the_host(visit.the_lab(number), "h1")
         assert (host.pid, host.address) == (first, f"10.77.{number}.1")
         argv = host.argv("sh", "-c", "hostname; echo $SWARMLET_HOST")
-        said = subprocess.run(argv, env=host.environment, stdout=subprocess.PIPE, check=True)
+        said = await trio.run_process(argv, env=host.environment, capture_stdout=True)
         assert said.stdout.decode().split() == ["h1", "unix:///run/swarmlet/swarmlet.sock"]
         with pytest.raises(LabError, match="no running host h2: it has h1"):
             visit.the_host(number, "h2")

@@ -24,7 +24,7 @@ from tests.lab.waiting import eventually
 
 FIRST = Path(__file__).with_name("first.py")
 #: Ports of the daemon: the one TCP and UDP port of the cluster, and the VXLANs'.
-PORT, DATA_PATH_PORT = 7677, 4789
+PORT, DATA_PATH_PORT = 7947, 4789
 #: Seconds that a command may take before it is killed and the test told so.
 COMMAND_SECONDS = 60.0
 #: Seconds until a killed host's last process must be gone, cgroups included.
