@@ -76,6 +76,8 @@ class View:
         """
         if task.outcome is not None or not task.node or task.desired > Desired.RUNNING:
             return False
+        if not self.is_up(task.node):
+            return False
         seen = self.observations.get(task.id)
         if seen is not None:
             return seen.ready

@@ -62,7 +62,7 @@ class Cluster:
 
     id: ClusterId
     spec: ClusterSpec = ClusterSpec()
-    ca_certificate: bytes = b""  # PEM
+    ca_certificate: bytes = b""  # DER
     ca_key: bytes = b""  # PEM; the log and the snapshots are sealed
     token_key: bytes = b""  # standing join tokens are derived from it
     token_generation: Mapping[str, int] = field(default_factory=dict)  # role -> generation

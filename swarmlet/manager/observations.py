@@ -1,0 +1,128 @@
+"""Observations: what agents have told this leader, in memory only.
+
+Lost with the leader and rebuilt from the full reports that every agent sends to the next one.
+One owner: the session server writes, the loops take a View.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import trio
+
+from swarmlet.manager.view import View
+from swarmlet.model import Connection, NodeId, Observation, TaskId
+from swarmlet.session import Report
+from swarmlet.state import ClusterState
+
+
+class Observations:
+    def __init__(self) -> None:
+        self.changes = 0  #: grows with each change, so that a loop knows whether to look again
+        self._seen: dict[TaskId, Observation] = {}
+        self._node_of: dict[TaskId, NodeId] = {}
+        self._ready_since: dict[TaskId, float] = {}
+        self._reported: set[NodeId] = set()
+        self._acknowledged: dict[NodeId, int] = {}
+        self._images: dict[NodeId, frozenset[str]] = {}
+        self._connections: Mapping[NodeId, Connection] = {}
+        self._explanations: Mapping[TaskId, str] = {}
+        self._woken = trio.Event()
+
+    def report(
+        self, node: NodeId, reports: Iterable[Report], *, complete: bool, now: float
+    ) -> None:
+        """Take what *node* says of its tasks; *complete*: it has no others."""
+        reports = list(reports)
+        if complete:
+            named = {report.task for report in reports}
+            for task in [t for t, owner in self._node_of.items() if owner == node]:
+                if task not in named:
+                    self._forget(task)
+            self._reported.add(node)
+        for report in reports:
+            seen = report.seen
+            known = self._seen.get(report.task)
+            if known is not None and known.state > seen.state:
+                if known.state.is_terminal:
+                    continue
+                # States only grow: a host that rebooted starts a running task again, not ready.
+                seen = dataclasses.replace(seen, state=known.state)
+            self._seen[report.task] = seen
+            self._node_of[report.task] = node
+            if seen.ready:
+                self._ready_since.setdefault(report.task, now)
+            else:
+                self._ready_since.pop(report.task, None)
+        self._wake()
+
+    def acknowledge(self, node: NodeId, index: int) -> None:
+        if index > self._acknowledged.get(node, 0):
+            self._acknowledged[node] = index
+            self._wake()
+
+    def hold_images(self, node: NodeId, digests: Iterable[str]) -> None:
+        self._images[node] = frozenset(digests)
+        self._wake()
+
+    def leave(self, node: NodeId) -> None:
+        """The node's session ended; what it said last stays, for it is the last that is known."""
+        self._acknowledged.pop(node, None)
+        self._images.pop(node, None)
+        self._wake()
+
+    def set_connections(self, connections: Mapping[NodeId, Connection]) -> None:
+        if connections != self._connections:
+            self._connections = connections
+            self._wake()
+
+    def explain(self, explanations: Mapping[TaskId, str]) -> None:
+        """Keep why tasks could not be placed. Wakes nobody: a loop that looked said it."""
+        self._explanations = explanations
+
+    def forget_unknown(self, state: ClusterState) -> None:
+        """Drop what was said of tasks and nodes that the state does not have any more."""
+        for task in self._seen.keys() - state.tasks.keys():
+            self._forget(task)
+        for node in self._reported - state.nodes.keys():
+            self._reported.discard(node)
+            self._acknowledged.pop(node, None)
+            self._images.pop(node, None)
+
+    @property
+    def holders(self) -> dict[str, frozenset[NodeId]]:
+        """The nodes that hold an image whole, by its digest."""
+        holders: dict[str, set[NodeId]] = {}
+        for node, digests in self._images.items():
+            for digest in digests:
+                holders.setdefault(digest, set()).add(node)
+        return {digest: frozenset(nodes) for digest, nodes in holders.items()}
+
+    def view(self, state: ClusterState, *, now: float, led_from: int) -> View:
+        return View(
+            state=state,
+            observations=dict(self._seen),
+            connections=self._connections,
+            reported=frozenset(self._reported),
+            acknowledged=dict(self._acknowledged),
+            ready_since=dict(self._ready_since),
+            explanations=self._explanations,
+            now=now,
+            led_from=led_from,
+        )
+
+    async def wait_beyond(self, changes: int) -> None:
+        while self.changes <= changes:
+            await self._woken.wait()
+        await trio.lowlevel.checkpoint()
+
+    def _forget(self, task: TaskId) -> None:
+        self._seen.pop(task, None)
+        self._node_of.pop(task, None)
+        self._ready_since.pop(task, None)
+
+    def _wake(self) -> None:
+        self.changes += 1
+        self._woken.set()
+        self._woken = trio.Event()
