@@ -69,6 +69,8 @@ PURE = {
     "raft/core.py",
     "raft/replication.py",
     "overlay/topology.py",
+    "overlay/naming.py",
+    "overlay/rulesets.py",
     "overlay/resources.py",
     "overlay/desired.py",
     "overlay/plan.py",
