@@ -113,6 +113,13 @@ PURE = {
     "swarmlet/runtime/plan.py",
     "swarmlet/images/reference.py",
     "swarmlet/images/manifest.py",
+    "swarmlet/images/document.py",
+    "swarmlet/images/config.py",
+    "swarmlet/images/changes.py",
+    "swarmlet/images/catalog.py",
+    "swarmlet/images/table.py",
+    "swarmlet/images/tarstream.py",
+    "swarmlet/images/compression.py",
 }
 IMPURE = {
     "trio",
