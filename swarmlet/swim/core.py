@@ -73,6 +73,7 @@ from swarmlet.swim.messages import (
     UserEvent,
     check_address,
     check_facts,
+    short_id,
     size_of,
 )
 from swarmlet.swim.moves import Moved, Moves
@@ -178,6 +179,10 @@ class Swim:
     def rumours(self) -> int:
         return len(self._queue)
 
+    @property
+    def rumours_dropped(self) -> int:
+        return self._queue.dropped
+
     def suspicion(self, member: MemberId) -> Suspicion | None:
         return self._membership.suspicions.get(member)
 
@@ -221,7 +226,7 @@ class Swim:
                 return self._refused(address)
             case StreamAnswered(sequence, record):
                 self._membership.heard_at = self.now
-                merged = self._membership.merge(record)
+                merged = self._membership.merge(record, short_id(record.member))
                 return [*merged, *self._prober.stream_answered(sequence)]
             case StreamFailed(sequence, refused):
                 return self._prober.stream_failed(sequence, refused=refused)
@@ -417,8 +422,9 @@ class Swim:
         if event.final:
             self._syncs_running -= 1
         outcomes: list[Outcome] = []
+        teller = None if event.peer is None else short_id(event.peer)
         for record in event.records:
-            outcomes += self._membership.merge(record)
+            outcomes += self._membership.merge(record, teller)
         return outcomes
 
     def _reap(self) -> list[Outcome]:
@@ -461,7 +467,7 @@ class Swim:
             if isinstance(message, UserEvent):
                 outcomes += self._hear_user_event(message)
             elif isinstance(message, Rumour):
-                outcomes += self._membership.hear(message)
+                outcomes += self._membership.hear(message, sender)
         for message in messages:
             match message:
                 case Ping():

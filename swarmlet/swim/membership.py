@@ -147,10 +147,11 @@ class Membership:
 
     # Rumours.
 
-    def hear(self, rumour: Rumour) -> list[Outcome]:
+    def hear(self, rumour: Rumour, teller: ShortId) -> list[Outcome]:
+        """Take note of *rumour*, told by *teller*."""
         match rumour:
             case Alive():
-                return self._hear_alive(rumour)
+                return self._hear_alive(rumour, teller)
             case Suspect():
                 return self._hear_suspect(rumour)
             case Dead(_, _, by):
@@ -162,22 +163,22 @@ class Membership:
             case _:
                 assert_never(rumour)
 
-    def _hear_alive(self, alive: Alive) -> list[Outcome]:
+    def _hear_alive(self, alive: Alive, teller: ShortId | None) -> list[Outcome]:
         if alive.member == self.me.member:
             return self._hear_of_myself(alive)
         held = self.table.get(alive.member)
         if held is None:
             refusal = self._refuse_newcomer(alive.member, alive.address)
-            return self._take(alive, None) if refusal is None else refusal
+            return self._take(alive, None, teller) if refusal is None else refusal
         if alive.address != held.address and held.state in LIVE:
             # At the incarnation that we hold it is no news, but a sign of two with one identity.
             fresh = alive.incarnation >= held.incarnation
             return [*self._moves.begin(alive, held)] if fresh else []
-        return self._take(alive, held)
+        return self._take(alive, held, teller)
 
     def moved(self, alive: Alive) -> list[Outcome]:
         held = self.table.get(alive.member)
-        return self._take(alive, held) if held is not None else []
+        return self._take(alive, held, held.short) if held is not None else []
 
     def _refuse_newcomer(self, member: MemberId, address: Address) -> list[Outcome] | None:
         """Return why *member* cannot enter the table, None if it can."""
@@ -190,7 +191,7 @@ class Membership:
         self._conflict_at = self.now
         return [Conflict(member, holder.address, address, other)]
 
-    def _take(self, alive: Alive, held: Member | None) -> list[Outcome]:
+    def _take(self, alive: Alive, held: Member | None, teller: ShortId | None) -> list[Outcome]:
         """Enter *alive* in the table and tell it on, if it is news."""
         if held is not None and not supersedes(alive.incarnation, State.ALIVE, held):
             return []
@@ -201,7 +202,7 @@ class Membership:
         self.suspicions.pop(alive.member, None)
         self._queue.put(alive)
         reason = _reason_to_live(alive, held)
-        return [] if reason is None else [self._changed(record, held, reason)]
+        return [] if reason is None else [self._changed(record, held, reason, teller)]
 
     def _hear_suspect(self, rumour: Suspect) -> list[Outcome]:
         if rumour.member == self.short:
@@ -349,8 +350,8 @@ class Membership:
         age = 0 if held.state in LIVE else min(self.now - held.since, (1 << 48) - 1)
         return Record(held.member, held.incarnation, held.state, held.address, held.facts, age)
 
-    def merge(self, record: Record) -> list[Outcome]:
-        """Take over what a peer holds of a member.
+    def merge(self, record: Record, teller: ShortId | None) -> list[Outcome]:
+        """Take over what *teller*, if he is known, holds of a member.
 
         Its word that somebody is dead is a doubt for us: we probe, and one failure is then
         enough. One confused member must not bury others (memberlist's rule, but there the
@@ -363,29 +364,29 @@ class Membership:
             return self.believed(record.state, record.incarnation)
         match record.state:
             case State.ALIVE:
-                return self._hear_alive(alive)
+                return self._hear_alive(alive, teller)
             case State.SUSPECT:
-                return [*self._hear_alive(alive), *self._doubt(record)]
+                return [*self._hear_alive(alive, teller), *self._doubt(record)]
             case State.DEAD | State.LEFT:
-                return self._merge_gone(record, alive)
+                return self._merge_gone(record, alive, teller)
             case _:
                 assert_never(record.state)
 
-    def _merge_gone(self, record: Record, alive: Alive) -> list[Outcome]:
+    def _merge_gone(self, record: Record, alive: Alive, teller: ShortId | None) -> list[Outcome]:
         held = self.table.get(record.member)
         if held is None:
-            return self._remember_gone(record)
+            return self._remember_gone(record, teller)
         if not supersedes(record.incarnation, record.state, held):
             return []
         if record.state is State.LEFT:
             rumour = Left(held.short, record.incarnation)
             return self._hear_gone(rumour, State.LEFT, Reason.LEFT, None)
         if held.state in LIVE:
-            return [*self._hear_alive(alive), *self._doubt(record)]
+            return [*self._hear_alive(alive, teller), *self._doubt(record)]
         self.table.put(dataclasses.replace(held, incarnation=record.incarnation))
         return []
 
-    def _remember_gone(self, record: Record) -> list[Outcome]:
+    def _remember_gone(self, record: Record, teller: ShortId | None) -> list[Outcome]:
         """Enter one who was gone before we came: whoever heals a cut pings it."""
         if record.age > self._config.reap_after - REAP_MARGIN:
             return []
@@ -402,7 +403,7 @@ class Membership:
         )
         self.table.put(entry)
         reason = Reason.LEFT if record.state is State.LEFT else Reason.TOLD
-        return [self._changed(entry, None, reason)]
+        return [self._changed(entry, None, reason, teller)]
 
     def _doubt(self, record: Record) -> list[Outcome]:
         held = self.table.get(record.member)
