@@ -1,0 +1,256 @@
+"""The zygote's side of a birth: the clone, and the record of a process that came of it.
+
+Stdlib only. `bear` clones the zygote into the namespaces and the cgroup2 that the request names;
+the child goes on in child.py. `Container` is what the zygote remembers of each of its children and
+of each process that it adopted from a zygote that died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import socket
+import struct
+
+from swarmlet.runtime import child, syscalls
+from swarmlet.runtime.logfile import JsonFileLog
+from swarmlet.runtime.pump import Poller, Pump
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CREATING, CREATED, RUNNING, EXITED = "creating", "created", "running", "exited"
+#: Bytes of a plan that a child will read (secrets of 8 MiB in base64, with room).
+PLAN_BYTES_MAX = 16 << 20
+
+# <linux/pidfd.h>: PIDFD_GET_INFO with the first 64 bytes of struct pidfd_info.
+PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
+PIDFD_INFO_EXIT = 8
+
+
+class Container:
+    """One process of a container: its init, or an exec when *exec_id* is not empty."""
+
+    def __init__(self, container_id: str, exec_id: str = "") -> None:
+        self.id = container_id
+        self.exec_id = exec_id
+        self.status = CREATING
+        self.pid = 0
+        self.pidfd = -1
+        self.start_ticks = 0
+        self.started_at = 0.0
+        self.adopted = False
+        self.channel: socket.socket | None = None
+        self.master = -1
+        self.stdin = -1
+        self.log: JsonFileLog | None = None
+        self.pumps: dict[str, Pump] = {}
+        self.exit_path = ""
+        self.wait_status: int | None = None
+        self.exited_at = 0.0
+        self.forgotten = False
+        self.reply: Reply | None = None  # who waits for "created" or "running"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.id, self.exec_id
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the daemon wants to know, as a JSON value."""
+        return {
+            "id": self.id,
+            "exec": self.exec_id,
+            "status": self.status,
+            "pid": self.pid,
+            "start_ticks": self.start_ticks,
+            "started_at": self.started_at,
+            "wait_status": self.wait_status,
+            "exited_at": self.exited_at,
+        }
+
+    def open_streams(self, poller: Poller, request: dict[str, Any]) -> None:
+        """Open the log and the container's FIFOs; both ends of each, so that none is ever alone."""
+        self.exit_path = request["exit_path"]
+        if request["log"]:
+            self.log = JsonFileLog(**request["log"])
+        if request["stdin"]:
+            self.stdin = os.open(request["stdin"], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not request["terminal"]:
+            for stream in ("stdout", "stderr"):
+                fd = os.open(request[stream], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self.pumps[stream] = Pump(poller, fd, stream, self.log)
+
+    def take_terminal(self, poller: Poller, master: int) -> None:
+        self.master = master
+        self.pumps["stdout"] = Pump(poller, os.dup(master), "stdout", self.log)
+
+    def finish(self, wait_status: int | None, at: float) -> None:
+        """Note the exit, take the last output, leave the exit on disk for a later daemon."""
+        self.status, self.wait_status, self.exited_at = EXITED, wait_status, at
+        for pump in self.pumps.values():
+            pump.finish()
+        if self.exit_path:
+            leave_exit(self.exit_path, wait_status, at)
+
+    def close(self, poller: Poller) -> None:
+        """Let go of every descriptor."""
+        for pump in self.pumps.values():
+            pump.close()
+        self.pumps.clear()
+        if self.channel is not None:
+            poller.forget(self.channel.fileno())
+            self.channel.close()
+            self.channel = None
+        for fd in (self.pidfd, self.master, self.stdin):
+            if fd >= 0:
+                poller.forget(fd)
+                os.close(fd)
+        self.pidfd = self.master = self.stdin = -1
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+
+class Reply:
+    """A request that is not answered yet: to whom, and with which number."""
+
+    def __init__(self, connection: int, sequence: int) -> None:
+        self.connection = connection
+        self.sequence = sequence
+
+
+def bear(
+    container: Container,
+    *,
+    clone_flags: int,
+    cgroup: str,
+    pid_namespace: int,
+    plan_fd: int,
+    streams: list[int],
+    target_pidfd: int = -1,
+) -> None:
+    """Clone the zygote; the child runs the plan in *plan_fd* and never returns.
+
+    *pid_namespace* is a namespace file or a pidfd to be born in the PID namespace of, or -1.
+    """
+    cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with _children_in(pid_namespace):
+            pid, pidfd = syscalls.clone3(clone_flags, cgroup_fd)
+            if pid == 0:
+                _be_born(theirs, plan_fd, streams, target_pidfd)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        os.close(cgroup_fd)
+        theirs.close()
+    ours.setblocking(False)
+    container.pid, container.pidfd, container.channel = pid, pidfd, ours
+    container.start_ticks = start_ticks(pid)
+
+
+class _children_in:  # noqa: N801 (a with-statement reads it)
+    """Have the children that are cloned meanwhile born in another PID namespace.
+
+    setns(2): it changes the PID namespace only of children to come, so the zygote steps over and
+    back, and is the parent of a process in a namespace that it is not in itself.
+    """
+
+    def __init__(self, namespace: int) -> None:
+        self.namespace = namespace
+
+    def __enter__(self) -> None:
+        if self.namespace >= 0:
+            self.own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+            syscalls.setns(self.namespace, syscalls.CLONE_NEWPID)
+
+    def __exit__(self, *_: object) -> None:
+        if self.namespace >= 0:
+            syscalls.setns(self.own, syscalls.CLONE_NEWPID)
+            os.close(self.own)
+
+
+def _be_born(theirs: socket.socket, plan_fd: int, streams: list[int], pidfd: int) -> None:
+    try:
+        child.reset_signals()
+        _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams])
+        size = min(os.fstat(plan_fd).st_size, PLAN_BYTES_MAX)
+        plan = json.loads(os.pread(plan_fd, size, 0))
+        os.close(plan_fd)
+        child.run(child.Child(child.Linux(), theirs, streams=streams, pidfd=pidfd), plan)
+    finally:
+        os._exit(child.EXIT_FAILED)
+
+
+def _close_all_but(kept: list[int]) -> None:
+    """Close every descriptor above 2 that is not in *kept*: a child sees nothing of the others."""
+    first = 3
+    for fd in sorted(fd for fd in kept if fd >= first):
+        if fd > first:
+            syscalls.close_range(first, fd - 1, 0)
+        first = fd + 1
+    syscalls.close_range(first, 0xFFFFFFFF, 0)
+
+
+def start_ticks(pid: int) -> int:
+    """Return when *pid* started, in clock ticks since boot: with the pid, its identity."""
+    return int(_stat(pid)[19])
+
+
+def adopted_status(pid: int, pidfd: int) -> int | None:
+    """Return the wait status of a dead process that is not our child; None while unknown.
+
+    A zombie shows it in /proc; after its parent reaped it, kernels from 6.15 tell it by pidfd.
+    """
+    try:
+        fields = _stat(pid)
+        if fields[0] == "Z":
+            return int(fields[49])
+    except OSError:
+        pass
+    info = bytearray(64)
+    struct.pack_into("Q", info, 0, PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, info, True)
+    except OSError:
+        return None
+    (mask,) = struct.unpack_from("Q", info)
+    if mask & PIDFD_INFO_EXIT:
+        (status,) = struct.unpack_from("i", info, 60)
+        return int(status)
+    return None
+
+
+def is_dead(pidfd: int) -> bool:
+    """Whether the process of *pidfd* has ended (pidfd_open(2): it is then readable)."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name, which may hold blanks: state first."""
+    fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    return text[text.rindex(b")") + 2 :].decode().split()
+
+
+def leave_exit(path: str, wait_status: int | None, at: float) -> None:
+    """Write the exit where the next daemon finds it; a disk that refuses is borne."""
+    try:
+        fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps({"wait_status": wait_status, "at": at}).encode())
+        finally:
+            os.close(fd)
+        os.replace(f"{path}.new", path)
+    except OSError:
+        pass

@@ -1,0 +1,242 @@
+"""The steps of a container's life that happen on the host: files and control groups.
+
+Sync: call it in one worker thread. Preparing is idempotent where the kernel is; removing tolerates
+what is gone already, so a removal that was cut off is simply done again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import assert_never
+
+from swarmlet.runtime import cgroups, syscalls
+from swarmlet.runtime.steps import (
+    AllowDevices,
+    HostStep,
+    KillCgroup,
+    MakeCgroup,
+    MakeDirectory,
+    MakeFifo,
+    RemoveCgroup,
+    RemoveTree,
+    SetLimit,
+    WriteText,
+)
+
+#: Seconds that killed processes get to leave their group.
+EMPTY_TIMEOUT = 10.0
+#: Another container's removal may take an empty parent away between two mkdirs.
+MKDIR_ATTEMPTS_MAX = 5
+
+
+class StepFailure(Exception):
+    """A step on the host failed; its cause is the OSError."""
+
+    def __init__(self, step: HostStep, failure: OSError) -> None:
+        super().__init__(step, failure)
+        self.step = step
+        self.failure = failure
+
+
+def execute(steps: Sequence[HostStep]) -> None:
+    """Do *steps* in order; raise StepFailure at the first that the kernel refuses."""
+    for step in steps:
+        try:
+            _execute(step)
+        except OSError as failure:
+            raise StepFailure(step, failure) from failure
+
+
+def _execute(step: HostStep) -> None:
+    match step:
+        case MakeDirectory(path, mode):
+            make_directory(path, mode)
+        case MakeFifo(path):
+            os.mkfifo(path, 0o600)
+        case WriteText(path, text):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            with open(fd, "w") as file:
+                os.fchmod(fd, 0o644)
+                file.write(text)
+        case MakeCgroup():
+            _make_cgroup(step)
+        case SetLimit(path, value):
+            cgroups.write_control(path, value)
+        case AllowDevices(cgroup, program):
+            _allow_devices(cgroup, program)
+        case KillCgroup(path):
+            _kill_cgroup(path)
+        case RemoveCgroup(path):
+            _remove_cgroup(path)
+        case RemoveTree(path):
+            remove_tree(path)
+        case _:
+            assert_never(step)
+
+
+def make_directory(path: str, mode: int = 0o700) -> None:
+    """Make *path* and its missing parents; an existing folder is left as it is."""
+    missing = []
+    folder = Path(path)
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(mode if folder == Path(path) else 0o711)
+
+
+def _make_cgroup(step: MakeCgroup) -> None:
+    for attempt in range(MKDIR_ATTEMPTS_MAX):
+        try:
+            folder = Path(step.root)
+            for name in Path(step.name).parts:
+                if step.controllers:
+                    _enable(folder, step.controllers)
+                parent, folder = folder, folder / name
+                folder.mkdir(exist_ok=True)
+                for file in step.inherit:
+                    if not (folder / file).read_text().strip():
+                        (folder / file).write_text((parent / file).read_text())
+            return
+        except FileNotFoundError:
+            if attempt == MKDIR_ATTEMPTS_MAX - 1:
+                raise
+
+
+def _enable(folder: Path, controllers: tuple[str, ...]) -> None:
+    file = folder / "cgroup.subtree_control"
+    missing = set(controllers) - set(file.read_text().split())
+    if missing:
+        file.write_text(" ".join(f"+{name}" for name in sorted(missing)))
+
+
+def _allow_devices(cgroup: str, program: bytes) -> None:
+    program_fd = syscalls.bpf_load_device_program(program)
+    try:
+        cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            syscalls.bpf_attach_device_program(program_fd, cgroup_fd)
+        finally:
+            os.close(cgroup_fd)
+    finally:
+        os.close(program_fd)
+
+
+def _kill_cgroup(path: str) -> None:
+    try:
+        events = os.open(f"{path}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not _populated(events):
+            return
+        with open(f"{path}/cgroup.kill", "w") as file:
+            file.write("1")
+        # A frozen group is killed as well, but whoever joined it later would stay frozen.
+        with open(f"{path}/cgroup.freeze", "w") as file:
+            file.write("0")
+        _wait_empty(path, events)
+    finally:
+        os.close(events)
+
+
+def _wait_empty(path: str, events: int) -> None:
+    poll = select.poll()
+    poll.register(events, select.POLLPRI)
+    deadline = time.monotonic() + EMPTY_TIMEOUT
+    while _populated(events):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            text = "processes of the container do not die (uninterruptible in the kernel?)"
+            raise OSError(errno.EBUSY, text, path)
+        poll.poll(left * 1000)
+
+
+def _populated(events: int) -> bool:
+    return b"populated 1" in os.pread(events, 256, 0)
+
+
+def _remove_cgroup(path: str) -> None:
+    """Remove the group and those that the container made below it, deepest first."""
+    deadline = time.monotonic() + EMPTY_TIMEOUT
+    folders = [folder for folder, _, _ in os.walk(path, topdown=False)]
+    for folder in folders:
+        while True:
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                pass
+            except OSError as failure:
+                # v1 shows the last process gone a moment after cgroup2 does.
+                if failure.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)  # noqa: TID251 (a worker thread)
+                continue
+            break
+
+
+def prune_cgroups(root: str, name: str) -> None:
+    """Remove the empty groups of the path *name* below *root*, as far up as they are empty."""
+    parts = Path(name).parts
+    for depth in range(len(parts), 0, -1):
+        try:
+            os.rmdir(Path(root, *parts[:depth]))
+        except OSError:
+            return
+
+
+def remove_tree(path: str) -> None:
+    """Remove the folder *path* with all that is in it; nothing when it is gone.
+
+    A container can make a tree deeper than a path may be long or a program may recurse. So folders
+    that are not empty are moved up to the top one by one and emptied there: no recursion, no path
+    longer than two names, and no link is followed.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    serial = 0
+    try:
+        while names := os.listdir(top):
+            for name in names:
+                if not _remove_plain(top, name):
+                    serial = _empty(top, name, serial)
+                    os.rmdir(name, dir_fd=top)
+    finally:
+        os.close(top)
+    os.rmdir(path)
+
+
+def _remove_plain(folder: int, name: str) -> bool:
+    """Remove a file or an empty folder; False for a folder with something in it."""
+    mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+    remove: Callable[..., None] = os.rmdir if stat.S_ISDIR(mode) else os.unlink
+    try:
+        remove(name, dir_fd=folder)
+    except OSError as failure:
+        if failure.errno != errno.ENOTEMPTY:
+            raise
+        return False
+    return True
+
+
+def _empty(top: int, name: str, serial: int) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder = os.open(name, flags, dir_fd=top)
+    try:
+        for child in os.listdir(folder):
+            if not _remove_plain(folder, child):
+                # A name that cannot be there already: a name in it is at most 255 bytes.
+                serial += 1
+                os.rename(child, f".removing-{serial}", src_dir_fd=folder, dst_dir_fd=top)
+    finally:
+        os.close(folder)
+    return serial

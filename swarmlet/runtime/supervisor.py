@@ -1,0 +1,464 @@
+"""The containers of this host, for the rest of the daemon: create, start, wait, stop, remove.
+
+A Trio shell around plan.py (what to do), hostside.py (files and groups, in a worker thread) and the
+zygote (processes). Its own memory is a table of frozen `ContainerState`s; the truth is the zygote's
+list and the state files, from which `run` builds the table again after a restart.
+
+    supervisor = Supervisor(run_dir=…, state_dir=…, cgroup_parent="swarmlet")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await supervisor.create("web.1", spec)
+        await supervisor.start("web.1")
+        status = await supervisor.wait("web.1")
+        await supervisor.remove("web.1")
+
+Every operation raises RuntimeFailure with what, why and what to do; a failed `create` leaves
+nothing behind. Operations on one container exclude each other; `wait`, `kill` and `stop` do not
+wait for one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import signal as signals
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from swarmlet.runtime import cgroups, hostside
+from swarmlet.runtime.decoding import SpecError
+from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure
+from swarmlet.runtime.host import Host
+from swarmlet.runtime.logs import LogLine, read_logs
+from swarmlet.runtime.plan import Place, Plan, exec_plan, plan, removal
+from swarmlet.runtime.seccomp import Filters
+from swarmlet.runtime.sessions import Pipes, Session, TerminalStream, close_all
+from swarmlet.runtime.spec import (
+    CONTAINER_ID,
+    ContainerSpec,
+    Process,
+    Resources,
+    signal_number,
+    validate_resources,
+)
+from swarmlet.runtime.state import ContainerState, ExitStatus, Status, write_state
+from swarmlet.runtime.statistics import ContainerStats, parse_interfaces
+from swarmlet.runtime.steps import ChildStep, wire
+from swarmlet.runtime.table import ContainerTable, ExecEnd, Record
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for the clean-up of a failed or cancelled creation.
+CLEANUP_TIMEOUT = 30.0
+
+
+class Supervisor(ContainerTable):
+    """Operations on the containers of the table."""
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        state_dir: Path,
+        cgroup_parent: str,
+        host: Host | None = None,
+    ) -> None:
+        super().__init__(
+            run_dir=run_dir, state_dir=state_dir, cgroup_parent=cgroup_parent, host=host
+        )
+        self._filters = Filters(self.host)
+
+    # Creation.
+
+    async def create(self, container_id: str, spec: ContainerSpec) -> None:
+        """Make the container up to "created": everything but execve is done.
+
+        Raises:
+            SpecError: the spec cannot be meant, or this host cannot do it.
+            RuntimeFailure: a step failed; nothing is left behind.
+        """
+        if not CONTAINER_ID.fullmatch(container_id):
+            raise SpecError(f"id: {container_id!r} must be letters, digits, '_', '.' and '-'")
+        if container_id in self._records:
+            raise RuntimeFailure(container_id, f"the container {container_id} exists already")
+        place = self._place(container_id)
+        made = await self._plan(spec, place)
+        state = ContainerState(
+            id=container_id,
+            spec=spec.without_secrets(),
+            status=Status.CREATING,
+            created_at=time.time(),
+            boot_id=self._boot_id,
+        )
+        if container_id in self._records:
+            raise RuntimeFailure(container_id, f"the container {container_id} exists already")
+        record = self._records[container_id] = Record(state)
+        async with record.lock:
+            try:
+                await trio.to_thread.run_sync(_leave_state, place, state)
+                await self._execute(container_id, made.prepare)
+                await self._bear(record, made, spec)
+            except BaseException:
+                with trio.move_on_after(CLEANUP_TIMEOUT, shield=True):
+                    await self._forget(container_id)
+                    await self._remove_remains(container_id)
+                raise
+        logger.info("container created id=%s pid=%d", container_id, record.state.pid)
+
+    async def _plan(self, spec: ContainerSpec, place: Place) -> Plan:
+        filter_ = await self._filter(spec, spec.process)
+        return plan(spec, self.host, self.driver, place, filter_)
+
+    async def _filter(self, spec: ContainerSpec, process: Process) -> bytes | None:
+        bounding = process.capabilities.bounding
+        return await trio.to_thread.run_sync(self._filters.program, spec.seccomp, bounding)
+
+    async def _bear(self, record: Record, made: Plan, spec: ContainerSpec) -> None:
+        container_id = record.state.id
+        plan_fd = _plan_file(made.birth, made.launch, wait=True)
+        try:
+            answer = await self._request(
+                "create",
+                [plan_fd],
+                id=container_id,
+                clone_flags=made.clone_flags,
+                pid_namespace=made.pid_namespace,
+                cgroup=self.driver.unified(container_id),
+                **self._streams(container_id, spec),
+            )
+        finally:
+            os.close(plan_fd)
+        await self._raise_failed(container_id, answer, [*made.birth, *made.launch])
+        await self._take_facts(record, answer.fields)
+        if record.early_exit is not None:
+            early = record.early_exit
+            await self._note_exit(record, early["wait_status"], early["exited_at"])
+
+    async def start(self, container_id: str) -> None:
+        """Let the created container execute its command; return when execve succeeded.
+
+        A command that cannot be executed ends the container with code 127, and the failure says
+        why: `command "foo" not found in the image`.
+        """
+        record = self._find(container_id)
+        async with record.lock:
+            state = record.state
+            if state.status is not Status.CREATED:
+                text = f"the container is {state.status.value}, only a created one can be started"
+                raise RuntimeFailure(container_id, text)
+            answer = await self._request("start", id=container_id)
+            spec = state.spec
+            if "failed" in answer.fields:
+                made = await self._plan(spec, self._place(container_id))
+                await self._raise_failed(container_id, answer, [*made.birth, *made.launch])
+            facts = answer.fields
+            if record.state.exit is None:
+                await self._take_facts(record, facts)
+            else:
+                self._change(record, started_at=facts["started_at"])
+            await trio.to_thread.run_sync(
+                write_state, self._place(container_id).state, record.state
+            )
+        logger.info("container started id=%s pid=%d", container_id, record.state.pid)
+
+    async def wait(self, container_id: str) -> ExitStatus:
+        """Wait until the container has exited and its output is in the log."""
+        record = self._find(container_id)
+        await record.exited.wait()
+        if record.state.exit is None:
+            raise NoSuchContainer(container_id, f"the container {container_id} was removed")
+        return record.state.exit
+
+    # Signals.
+
+    async def kill(self, container_id: str, signal: str | int = "SIGKILL") -> None:
+        """Send *signal* to the container's first process."""
+        record = self._find(container_id)
+        if not record.state.status.alive:
+            raise RuntimeFailure(container_id, f"the container is {record.state.status.value}")
+        number = signal if isinstance(signal, int) else signal_number(signal)
+        if number == signals.SIGKILL or record.state.status is Status.CREATED:
+            # Also what a first process that shares the host's PID namespace would leave behind.
+            await trio.to_thread.run_sync(self.driver.kill, container_id)
+            return
+        answer = await self._request("signal", id=container_id, signal=number)
+        await self._raise_failed(container_id, answer, [])
+
+    async def stop(
+        self, container_id: str, signal: str | None = None, grace: float | None = None
+    ) -> ExitStatus:
+        """End the container: its stop signal, *grace* seconds, SIGKILL. Stopped is fine."""
+        record = self._find(container_id)
+        if record.state.exit is not None:
+            return record.state.exit
+        spec = record.state.spec
+        if record.state.status is Status.RUNNING:
+            await self.kill(container_id, signal or spec.stop_signal)
+            with trio.move_on_after(spec.stop_grace if grace is None else grace):
+                return await self.wait(container_id)
+        await trio.to_thread.run_sync(self.driver.kill, container_id)
+        return await self.wait(container_id)
+
+    async def pause(self, container_id: str) -> None:
+        """Freeze every process of the container."""
+        await self._freeze(container_id, Status.RUNNING, Status.PAUSED)
+
+    async def unpause(self, container_id: str) -> None:
+        await self._freeze(container_id, Status.PAUSED, Status.RUNNING)
+
+    async def _freeze(self, container_id: str, before: Status, after: Status) -> None:
+        record = self._find(container_id)
+        async with record.lock:
+            if record.state.status is not before:
+                text = f"the container is {record.state.status.value}, not {before.value}"
+                raise RuntimeFailure(container_id, text)
+            freeze = partial(self.driver.freeze, container_id, frozen=after is Status.PAUSED)
+            await trio.to_thread.run_sync(freeze)
+            self._change(record, status=after)
+            place = self._place(container_id)
+            await trio.to_thread.run_sync(write_state, place.state, record.state)
+
+    # Removal.
+
+    async def remove(self, container_id: str, *, force: bool = False) -> None:
+        """Remove the container and all that is left of it; gone is fine. *force* kills it first."""
+        record = self._records.get(container_id)
+        if record is None:
+            # Also what a table knows nothing of: the folders' name is enough.
+            await self._execute(container_id, removal(self.driver, self._place(container_id)))
+            return
+        async with record.lock:
+            if record.state.status.running and not force:
+                advice = "stop it first, or force its removal"
+                raise RuntimeFailure(container_id, "the container is running", advice=advice)
+            self._change(record, status=Status.REMOVING)
+            place = self._place(container_id)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(write_state, place.state, record.state)
+                await self._forget(container_id)
+                await self._remove_remains(container_id)
+        logger.info("container removed id=%s", container_id)
+
+    # A look inside.
+
+    def logs(
+        self,
+        container_id: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        stdout: bool = True,
+        stderr: bool = True,
+    ) -> AsyncIterator[LogLine]:
+        """Yield the container's output, oldest first; with *follow* until it has exited.
+
+        The log is there until the container is removed. Close the iterator (`aclosing`) when it is
+        left early.
+        """
+        record = self._find(container_id)
+        if record.state.spec.log.driver == "none":
+            advice = "its output was kept nowhere: choose the driver json-file"
+            raise RuntimeFailure(container_id, "the container has no log", advice=advice)
+        return read_logs(
+            self._place(container_id).log,
+            follow=follow,
+            tail=tail,
+            since=since,
+            until=until,
+            stdout=stdout,
+            stderr=stderr,
+            ended=record.exited.is_set,
+        )
+
+    async def stats(self, ids: Iterable[str] | None = None) -> list[ContainerStats]:
+        """Read what the running containers (or those of *ids* that run) have used, in one call."""
+        wanted = None if ids is None else set(ids)
+        running = [
+            (state.id, state.pid, state.spec.namespaces.network != "host")
+            for state in self.containers.values()
+            if state.status.running and (wanted is None or state.id in wanted)
+        ]
+        return await trio.to_thread.run_sync(_read_stats, self.driver, running)
+
+    async def update(self, container_id: str, resources: Resources) -> None:
+        """Change the limits of the container, which goes on running."""
+        validate_resources(resources)
+        record = self._find(container_id)
+        async with record.lock:
+            state = record.state
+            if not state.status.alive:
+                raise RuntimeFailure(container_id, f"the container is {state.status.value}")
+            old = state.spec.resources
+            groups = self.driver.groups(container_id, resources)
+            await self._execute(container_id, groups)
+            joined = set(self.driver.joins(container_id, old))
+            joins = [p for p in self.driver.joins(container_id, resources) if p not in joined]
+            limits = [
+                *self.driver.resets(container_id, old, resources),
+                *self.driver.limits(container_id, resources),
+            ]
+            unified = self.driver.unified(container_id)
+            try:
+                await trio.to_thread.run_sync(cgroups.move_processes, unified, joins)
+                await trio.to_thread.run_sync(cgroups.apply_limits, limits)
+            except OSError as failure:
+                text = f"the kernel refused the new limits: {failure.strerror}"
+                raise RuntimeFailure(
+                    container_id,
+                    text,
+                    errno=failure.errno or 0,
+                    path=str(failure.filename or ""),
+                    advice="the container may use more than the new limit already",
+                ) from failure
+            spec = state.spec.with_resources(resources)
+            self._change(record, spec=spec)
+            place = self._place(container_id)
+            await trio.to_thread.run_sync(write_state, place.state, record.state)
+        logger.info("container updated id=%s", container_id)
+
+    async def exec(
+        self, container_id: str, process: Process, *, exec_id: str | None = None
+    ) -> Session:
+        """Run a further *process* in the container, under the same confinement.
+
+        The session's streams are the caller's; the process lives on when they are closed. Raises
+        RuntimeFailure as `start` does when the command cannot be executed.
+        """
+        record = self._find(container_id)
+        if record.state.status is not Status.RUNNING:
+            text = f"the container is {record.state.status.value}, not running"
+            raise RuntimeFailure(container_id, text)
+        spec = record.state.spec
+        exec_id = exec_id or secrets.token_hex(8)
+        filter_ = await self._filter(spec, process)
+        birth, launch = exec_plan(process, spec, self.host, self.driver, container_id, filter_)
+        end = self._execs[container_id, exec_id] = ExecEnd()
+        pipes = None if process.terminal else Pipes()
+        plan_fd = _plan_file(birth, launch, wait=False)
+        try:
+            answer = await self._request(
+                "exec",
+                [plan_fd, *(pipes.theirs if pipes else ())],
+                id=container_id,
+                exec=exec_id,
+                cgroup=self.driver.unified(container_id),
+            )
+            await self._raise_failed(container_id, answer, [*birth, *launch])
+        except BaseException:
+            self._execs.pop((container_id, exec_id), None)
+            if pipes:
+                pipes.close()
+            raise
+        finally:
+            os.close(plan_fd)
+
+        async def wait() -> ExitStatus:
+            await end.done.wait()
+            return end.status
+
+        if pipes is None:
+            (master,) = answer.descriptors
+            terminal = TerminalStream(master)
+            return Session(
+                stdin=terminal,
+                stdout=terminal,
+                stderr=None,
+                terminal_fd=master,
+                pid=answer.fields["pid"],
+                wait=wait,
+            )
+        pipes.close_theirs()
+        stdin, stdout, stderr = pipes.streams()
+        return Session(
+            stdin=stdin, stdout=stdout, stderr=stderr, pid=answer.fields["pid"], wait=wait
+        )
+
+    async def exec_signal(self, container_id: str, exec_id: str, signal: str | int) -> None:
+        """Send *signal* to the process of an exec."""
+        number = signal if isinstance(signal, int) else signal_number(signal)
+        answer = await self._request("signal", id=container_id, exec=exec_id, signal=number)
+        await self._raise_failed(container_id, answer, [])
+
+    async def attach(self, container_id: str) -> Session:
+        """Return the streams of the container's own process, from now on.
+
+        Attach before `start` to miss nothing. A session that is not read for ten seconds while the
+        container writes is cut off: its streams end.
+        """
+        record = self._find(container_id)
+        spec = record.state.spec
+        answer = await self._request("attach", id=container_id)
+        await self._raise_failed(container_id, answer, [])
+
+        async def wait() -> ExitStatus:
+            return await self.wait(container_id)
+
+        async def end_input() -> None:
+            await self._request("close_stdin", id=container_id)
+
+        if answer.fields["terminal"]:
+            output, master = answer.descriptors
+            return Session(
+                stdin=TerminalStream(master),
+                stdout=trio.lowlevel.FdStream(output),
+                stderr=None,
+                terminal_fd=master,
+                pid=record.state.pid,
+                wait=wait,
+            )
+        stdin = None
+        if spec.process.stdin:
+            try:
+                path = self._place(container_id).stdin
+                fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as failure:
+                close_all(answer.descriptors)
+                text = f"the container takes no input any more: {failure.strerror}"
+                raise RuntimeFailure(container_id, text) from failure
+            stdin = trio.lowlevel.FdStream(fd)
+        stdout, stderr = (trio.lowlevel.FdStream(fd) for fd in answer.descriptors)
+        return Session(
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pid=record.state.pid,
+            wait=wait,
+            end_input=end_input,
+        )
+
+
+def _plan_file(birth: Sequence[ChildStep], launch: Sequence[ChildStep], *, wait: bool) -> int:
+    """Return a descriptor with the child's plan; its pages are gone when it is closed."""
+    fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+    value = {"birth": wire(birth), "launch": wire(launch), "wait": wait}
+    with open(fd, "w", closefd=False) as file:
+        json.dump(value, file)
+    return fd
+
+
+def _leave_state(place: Place, state: ContainerState) -> None:
+    hostside.make_directory(place.state)
+    write_state(place.state, state)
+
+
+def _read_stats(
+    driver: cgroups.Driver, running: Sequence[tuple[str, int, bool]]
+) -> list[ContainerStats]:
+    readings = []
+    for container_id, pid, own_network in running:
+        try:
+            group = driver.read_stats(container_id)
+            text = Path(f"/proc/{pid}/net/dev").read_text() if own_network else ""
+        except OSError:
+            continue  # it ended meanwhile
+        readings.append(ContainerStats(container_id, time.time(), group, parse_interfaces(text)))
+    return readings
