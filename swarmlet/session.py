@@ -179,6 +179,25 @@ class Farewell:
     seconds: float = 0.0
 
 
+# Blobs of images, from node to node (sl-sync/1): the answer, then the bytes in frames.
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRequest:
+    """Send the blob *digest* from *offset* on."""
+
+    digest: str
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlobAnswer:
+    """*size* of the whole blob; -1: it is not here, and *error* says why."""
+
+    size: int
+    error: str = ""
+
+
 SessionMessage: TypeAlias = (
     Hello
     | Welcome
@@ -191,6 +210,8 @@ SessionMessage: TypeAlias = (
     | Probe
     | Probed
     | Farewell
+    | BlobRequest
+    | BlobAnswer
 )
 
 

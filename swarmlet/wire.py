@@ -67,6 +67,8 @@ TYPES: dict[int, type[Any]] = {
     72: session.Probe,
     73: session.Probed,
     74: session.Farewell,
+    75: session.BlobRequest,
+    76: session.BlobAnswer,
     # the certificate authority
     96: identity.TrustRequest,
     97: identity.TrustAnswer,

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overlay": set(),
     "swarmlet": set(),  # __init__.py: the essay
     "swarmlet.codec": set(),
+    "swarmlet.waiting": set(),
     "swarmlet.swim": set(),
     "swarmlet.runtime": set(),
     "swarmlet.images": set(),
@@ -44,6 +45,7 @@ VOCABULARY = {
     "swarmlet.state",
     "swarmlet.wire",
     "swarmlet.transport",
+    "swarmlet.waiting",
 }
 MAY_IMPORT |= {
     "swarmlet.manager": VOCABULARY | {"swarmlet.store", "swarmlet.identity"},
@@ -84,6 +86,10 @@ PURE = {
     "swarmlet/model/validation.py",
     "swarmlet/state.py",
     "swarmlet/wire.py",
+    "swarmlet/agent/assignment.py",
+    "swarmlet/agent/container.py",
+    "swarmlet/agent/lifecycle.py",
+    "swarmlet/agent/topology.py",
     "swarmlet/swim/messages.py",
     "swarmlet/swim/config.py",
     "swarmlet/swim/events.py",

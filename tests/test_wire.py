@@ -87,6 +87,8 @@ SAMPLES: list[Any] = [
     session.Probe(1, NodeId("n"), "10.0.0.1", 7947),
     session.Probed(1, session.Reach.REFUSED),
     session.Farewell(30.0),
+    session.BlobRequest("sha256:0", 5),
+    session.BlobAnswer(-1, "not here"),
     identity.TrustRequest(),
     identity.TrustAnswer(cluster="c", bundle=BUNDLE),
     identity.JoinRequest(token="SWL1-x", csr=b"csr", facts=CLAIMS),

@@ -17,7 +17,7 @@ from functools import partial
 import trio
 
 from swarmlet.manager.assignments import Assignments, Items, difference, managers_of
-from swarmlet.manager.leadership import Leadership, wait_any
+from swarmlet.manager.leadership import Leadership
 from swarmlet.manager.liveness import (
     TICK_SECONDS,
     Action,
@@ -56,6 +56,7 @@ from swarmlet.session import (
 from swarmlet.state import Draft
 from swarmlet.store import ChangeConflict, NotLeader, OutcomeUnknown
 from swarmlet.transport import EndOfStream, FrameStream
+from swarmlet.waiting import wait_any
 
 logger = logging.getLogger(__name__)
 

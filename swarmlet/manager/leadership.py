@@ -12,7 +12,8 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 
 import trio
 
@@ -24,6 +25,7 @@ from swarmlet.manager.observations import Observations
 from swarmlet.manager.view import View
 from swarmlet.state import Draft
 from swarmlet.store import ChangeConflict, NotLeader, OutcomeUnknown, Store
+from swarmlet.waiting import wait_any
 
 logger = logging.getLogger(__name__)
 
@@ -135,19 +137,7 @@ class Leadership:
         """Return when the state or the observations are newer than these."""
         await wait_any(
             [
-                lambda: self.store.wait_beyond(index),
-                lambda: self.observations.wait_beyond(seen),
+                partial(self.store.wait_beyond, index),
+                partial(self.observations.wait_beyond, seen),
             ]
         )
-
-
-async def wait_any(waits: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Return as soon as one of *waits* does; the others are cancelled."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(one: Callable[[], Awaitable[None]]) -> None:
-            await one()
-            nursery.cancel_scope.cancel()
-
-        for one in waits:
-            nursery.start_soon(wait, one)

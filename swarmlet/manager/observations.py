@@ -9,17 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-import trio
-
 from swarmlet.manager.view import View
 from swarmlet.model import Connection, NodeId, Observation, TaskId
 from swarmlet.session import Report
 from swarmlet.state import ClusterState
+from swarmlet.waiting import Bell
 
 
 class Observations:
     def __init__(self) -> None:
-        self.changes = 0  #: grows with each change, so that a loop knows whether to look again
+        self._bell = Bell()
         self._seen: dict[TaskId, Observation] = {}
         self._node_of: dict[TaskId, NodeId] = {}
         self._ready_since: dict[TaskId, float] = {}
@@ -28,7 +27,6 @@ class Observations:
         self._images: dict[NodeId, frozenset[str]] = {}
         self._connections: Mapping[NodeId, Connection] = {}
         self._explanations: Mapping[TaskId, str] = {}
-        self._woken = trio.Event()
 
     def report(
         self, node: NodeId, reports: Iterable[Report], *, complete: bool, now: float
@@ -55,27 +53,27 @@ class Observations:
                 self._ready_since.setdefault(report.task, now)
             else:
                 self._ready_since.pop(report.task, None)
-        self._wake()
+        self._bell.ring()
 
     def acknowledge(self, node: NodeId, index: int) -> None:
         if index > self._acknowledged.get(node, 0):
             self._acknowledged[node] = index
-            self._wake()
+            self._bell.ring()
 
     def hold_images(self, node: NodeId, digests: Iterable[str]) -> None:
         self._images[node] = frozenset(digests)
-        self._wake()
+        self._bell.ring()
 
     def leave(self, node: NodeId) -> None:
         """The node's session ended; what it said last stays, for it is the last that is known."""
         self._acknowledged.pop(node, None)
         self._images.pop(node, None)
-        self._wake()
+        self._bell.ring()
 
     def set_connections(self, connections: Mapping[NodeId, Connection]) -> None:
         if connections != self._connections:
             self._connections = connections
-            self._wake()
+            self._bell.ring()
 
     def explain(self, explanations: Mapping[TaskId, str]) -> None:
         """Keep why tasks could not be placed. Wakes nobody: a loop that looked said it."""
@@ -112,17 +110,15 @@ class Observations:
             led_from=led_from,
         )
 
+    @property
+    def changes(self) -> int:
+        """Grows with each change, so that a loop knows whether to look again."""
+        return self._bell.rung
+
     async def wait_beyond(self, changes: int) -> None:
-        while self.changes <= changes:
-            await self._woken.wait()
-        await trio.lowlevel.checkpoint()
+        await self._bell.wait_beyond(changes)
 
     def _forget(self, task: TaskId) -> None:
         self._seen.pop(task, None)
         self._node_of.pop(task, None)
         self._ready_since.pop(task, None)
-
-    def _wake(self) -> None:
-        self.changes += 1
-        self._woken.set()
-        self._woken = trio.Event()
