@@ -1,5 +1,15 @@
 """To be written."""
 
+from overlay.names import NameView, views
 from overlay.reconciler import NotConverged, Reconciler, Statistics
+from overlay.resolver import Resolver, ResolverStatistics
 
-__all__ = ["NotConverged", "Reconciler", "Statistics"]
+__all__ = [
+    "NameView",
+    "NotConverged",
+    "Reconciler",
+    "Resolver",
+    "ResolverStatistics",
+    "Statistics",
+    "views",
+]

@@ -29,8 +29,11 @@ VXLAN_OVERHEAD_BYTES = 50
 MTU_BYTES_MIN = 576
 VNI_MAX = (1 << 24) - 1
 PORT_MAX = 65535
+#: A name and its network's, with a dot between, fit into the 253 characters of a DNS name.
+NAME_LENGTH_MAX = 126
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 #: As the kernel's dev_valid_name(), minus what would need quoting in a rule.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.-]{1,15}")
@@ -76,6 +79,7 @@ class Network:
 
     def __post_init__(self) -> None:
         _check_id(self.id)
+        _check_name(self.name)
         if not 0 < self.vni <= VNI_MAX:
             raise ValueError(f"network {self.name}: {self.vni} is no VNI (1 to {VNI_MAX})")
         if self.mtu_bytes is not None and self.mtu_bytes < MTU_BYTES_MIN:
@@ -226,6 +230,9 @@ class Name:
     addresses: tuple[IPAddress, ...]
     canonical: bool = False
 
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
@@ -308,6 +315,11 @@ class Topology:
 def _check_id(value: str) -> None:
     if not _ID.fullmatch(value):
         raise ValueError(f"{value!r} cannot be an id: it becomes a file name")
+
+
+def _check_name(value: str) -> None:
+    if len(value) > NAME_LENGTH_MAX or not _NAME.fullmatch(value):
+        raise ValueError(f"{value!r} cannot be asked for in DNS")
 
 
 def _check_mac(value: str) -> None:

@@ -72,6 +72,8 @@ PURE = {
     "raft/replication.py",
     "overlay/topology.py",
     "overlay/naming.py",
+    "overlay/names.py",
+    "overlay/dns.py",
     "overlay/rulesets.py",
     "overlay/resources.py",
     "overlay/desired.py",
