@@ -51,17 +51,20 @@ def _write(call: Call, task: Task) -> dict[str, Any]:
 
 
 def _resolve(filters: Filters, state: ClusterState) -> Filters:
-    """Turn names of services and nodes into ids; what does not exist matches nothing."""
+    """Turn names of services and nodes into ids.
+
+    What does not exist may have: the id of a removed service still finds its last tasks.
+    """
     resolved = dict(filters)
     for name, find in (("service", find_service), ("node", find_node)):
         if name not in filters:
             continue
-        ids = []
+        ids: list[str] = []
         for reference in filters[name]:
             try:
                 ids.append(find(state, reference).id)
             except NotFound:
-                continue
+                ids.append(reference)
         resolved[name] = tuple(ids)
     return resolved
 

@@ -1,0 +1,124 @@
+"""`swarmlet`: the table of commands, and the one boundary of errors.
+
+Exit codes: 0 done, 1 refused or failed, 2 a usage that cannot be, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from swarmlet.cli.base import App, Command, Failure, Group
+
+#: The same as swarmlet.api.client.DEFAULT_HOST, which is not imported for `--help`.
+DEFAULT_HOST = "unix:///run/swarmlet/swarmlet.sock"
+
+_SWARM, _SYSTEM = "swarmlet.cli.swarm", "swarmlet.cli.system"
+COMMANDS = {
+    "init": (f"{_SWARM}:init", "Make a new swarm with this node as its first manager"),
+    "join": (f"{_SWARM}:join", "Bring this node into a swarm"),
+    "leave": (f"{_SWARM}:leave", "Take this node out of its swarm"),
+    "token": ("swarmlet.cli.token:token", "Show, rotate and make join tokens"),
+    "update": (f"{_SWARM}:update", "Change settings of the swarm"),
+    "node": ("swarmlet.cli.node:node", "Manage the nodes of the swarm"),
+    "service": ("swarmlet.cli.service:service", "Manage services"),
+    "network": ("swarmlet.cli.network:network", "Manage networks"),
+    "image": ("swarmlet.cli.image:image", "Manage the images of this node"),
+    "ps": ("swarmlet.cli.container:ps", "List the containers of this node"),
+    "logs": ("swarmlet.cli.container:logs", "Show what a container of this node wrote"),
+    "info": (f"{_SYSTEM}:info", "Show this node and its swarm"),
+    "members": (f"{_SYSTEM}:members", "Show the nodes as this node's gossip sees them"),
+    "version": (f"{_SYSTEM}:version", "Show the versions of client and daemon"),
+    "daemon": ("swarmlet.cli.daemon:daemon", "Run the node (as the service manager does)"),
+    "doctor": ("swarmlet.cli.doctor:doctor", "Check what this machine has and lacks"),
+    "install": ("swarmlet.cli.install:install", "Install the systemd unit and start the daemon"),
+    "uninstall": ("swarmlet.cli.install:uninstall", "Remove the unit, and with --purge all state"),
+}
+
+
+class Root(Group):
+    command_class = Command
+
+
+@click.group(
+    cls=Root,
+    lazy=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "-H",
+    "--host",
+    metavar="ADDRESS",
+    default="",
+    help=f"The daemon's socket; else $SWARMLET_HOST, else {DEFAULT_HOST}.",
+)
+@click.version_option(
+    None, "-v", "--version", package_name="swarmlet", message="swarmlet %(version)s"
+)
+@click.pass_context
+def cli(ctx: click.Context, host: str) -> None:
+    """A container swarm for the edge: one daemon a host, no Docker, no etcd, no kubelet.
+
+    From nothing to a service: `swarmlet init`, then `swarmlet service create --name web
+    --replicas 3 --publish 8080:80 IMAGE`.
+    """
+    ctx.obj = App(host or os.environ.get("SWARMLET_HOST") or DEFAULT_HOST)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        code = cli.main(arguments, prog_name="swarmlet", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message())
+        return 2
+    except click.UsageError as exc:
+        path = exc.ctx.command_path if exc.ctx is not None else "swarmlet"
+        _complain(f"{path}: {_one_line(exc.format_message())} (see `{path} --help`)")
+        return 2
+    except click.ClickException as exc:
+        _complain(f"swarmlet: {_one_line(exc.format_message())}")
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # The reader has what it wanted (| head); what is left in the buffer goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Failure as exc:
+        _complain(f"swarmlet: {exc}")
+        return 1
+    except Exception as exc:
+        if not _is_client_error(exc):
+            raise
+        _complain(f"swarmlet: {exc}")
+        return 1
+
+
+def _is_client_error(exc: Exception) -> bool:
+    """Whether the API's client raised it; without a call the client was never imported."""
+    module = sys.modules.get("swarmlet.api.client")
+    return module is not None and isinstance(exc, module.ClientError)
+
+
+def _complain(text: str) -> None:
+    sys.stdout.flush()
+    click.echo(text, err=True)
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    return text[:-1] if text.endswith(".") else text
+
+
+if __name__ == "__main__":
+    main()
