@@ -165,3 +165,16 @@ def in_cgroup(pid: int, parent: str) -> bool:
     except OSError:
         return False
     return any(f"{line.split(':', 2)[2]}/".startswith(f"/{parent}/") for line in lines)
+
+
+def pid_in(pid: int, member: int) -> int:
+    """The number that *pid* has in the PID namespace of *member*."""
+    return _numbers(pid)[len(_numbers(member)) - 1]
+
+
+def _numbers(pid: int) -> list[int]:
+    """The numbers of *pid* in its PID namespaces, from ours down to its own."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return [int(number) for number in line.split()[1:]]
+    raise ProcessLookupError(pid)

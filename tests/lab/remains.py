@@ -53,7 +53,9 @@ async def _network(host: Host) -> list[str]:
     links = await listed("ip", "-json", "address")
     found = [f"link {link['ifname']}" for link in links]
     for link in links:
-        found += [f"address {one['local']} on {link['ifname']}" for one in link["addr_info"]]
+        # Link-local ones the kernel makes by itself, some time after the link is up.
+        addresses = [one["local"] for one in link["addr_info"] if one["scope"] != "link"]
+        found += [f"address {local} on {link['ifname']}" for local in addresses]
     # IPv4 only: the kernel adds and ages IPv6 routes of its own.
     for route in await listed("ip", "-json", "-4", "route", "show", "table", "all"):
         words = ("dst", "gateway", "dev", "table")
