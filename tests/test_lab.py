@@ -248,35 +248,41 @@ async def test_partition_one_way_cut_and_mending(lab: Lab) -> None:
 async def test_loss_drops_some_packets_and_tells_no_sender(lab: Lab) -> None:
     h1, h2 = lab.hosts
     await lab.lose(50, h2)
-    assert 0 < await _datagrams(h1, h2, 400) < 400
-    assert await _datagrams(h2, h1, 400) == 400
+    assert 0 < await _datagrams(h1, h2, 200) < 200
+    assert await _datagrams(h2, h1, 200) == 200
 
 
 async def _datagrams(source: Host, target: Host, count: int) -> int:
-    """How many of *count* datagrams arrive. The sender fails if the network tells it anything."""
+    """How many of *count* datagrams arrive. The sender fails if the network tells it anything.
+
+    The socket's buffer holds some 270 of them, so *count* must be less: it is read afterwards.
+    """
     receiver = await target.popen(
         *PYTHON,
         "import socket, sys\n"
-        "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 9999)); s.settimeout(1)\n"
-        "print('bound', flush=True); n = 0\n"
+        "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 9999))\n"
+        "print('bound', flush=True); sys.stdin.read(); s.settimeout(0.2); n = 0\n"
         "try:\n"
         "    while True: s.recv(9); n += 1\n"
         "except TimeoutError: print(n)",
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    stream = receiver.outer.stdout
-    assert stream is not None
-    async with stream:
-        assert await stream.receive_some(6) == b"bound\n"
+    given, said = receiver.outer.stdin, receiver.outer.stdout
+    assert given is not None
+    assert said is not None
+    async with said:
+        assert await said.receive_some(6) == b"bound\n"
         await source.run(
             *PYTHON,
             "import socket\n"
             "s = socket.socket(type=socket.SOCK_DGRAM)\n"
             f"for _ in range({count}): s.sendto(b'x', ({target.address!r}, 9999))",
         )
-        said = b"".join([chunk async for chunk in stream])
+        await given.aclose()
+        number = b"".join([chunk async for chunk in said])
     await receiver.wait()
-    return int(said)
+    return int(number)
 
 
 # Nothing is left behind.
