@@ -101,7 +101,7 @@ class Raft(Elections):
         trace: Callable[[Trace], None] = ignore_trace,
     ) -> None:
         super().__init__(config, server, storage, rng=rng, trace=trace)
-        self._install_configuration(configuration, frozenset(), storage.first_index - 1)
+        self._install_configuration(configuration, frozenset(), applied)
         if hard_state != HardState():
             assert self.log.committed <= hard_state.commit_index <= self.log.last_index, (
                 f"commit index {hard_state.commit_index} is outside the log"

@@ -54,11 +54,18 @@ class Storage(Protocol):
 class MemoryStorage:
     """Storage in memory: entries after a snapshot. What the shell keeps of its WAL."""
 
-    def __init__(self, snapshot: SnapshotMeta | None = None) -> None:
+    def __init__(self, snapshot: SnapshotMeta | None = None, entries: Sequence[Entry] = ()) -> None:
+        """Start from *snapshot* and *entries*, which may begin before it but leave no gap."""
         self._meta = snapshot or SnapshotMeta(0, 0, Configuration())
         self._base_index = self._meta.index
         self._base_term = self._meta.term
         self._entries: list[Entry] = []
+        if entries and entries[0].index <= self._base_index:
+            # The first of them serves as the one before the log: its term is known.
+            self._base_index, self._base_term = entries[0].index, entries[0].term
+            entries = entries[1:]
+        assert not entries or entries[0].index == self._base_index + 1
+        self._entries.extend(entries)
 
     @property
     def first_index(self) -> int:

@@ -1,0 +1,191 @@
+"""From files to a server that can start: making a new log, and reading an old one back.
+
+Sync: call it in a worker thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from raft.disk import Directory, DurableDir
+from raft.log import MemoryStorage
+from raft.membership import Change, ChangeKind, ServerChange, encode_change
+from raft.messages import CHANGE, NOBODY, Entry, HardState, ServerId, SnapshotMeta
+from raft.records import Write
+from raft.snapshots import SnapshotDamaged, SnapshotStore
+from raft.wal import SEGMENT_BYTES, WAL, Contents, LogDamaged, segment_names
+
+logger = logging.getLogger(__name__)
+
+#: Server ids are random and positive, and fit into what every codec can carry.
+SERVER_ID_BITS = 63
+
+
+@dataclass(slots=True)
+class Booted:
+    """Everything a replica starts from."""
+
+    server: ServerId
+    wal: WAL
+    snapshots: SnapshotStore
+    storage: MemoryStorage
+    hard_state: HardState
+    snapshot: SnapshotMeta | None
+    state: bytes | None  # of the state machine, as of the snapshot
+
+
+def random_server() -> ServerId:
+    return ServerId(secrets.randbits(SERVER_ID_BITS) or 1)
+
+
+def create(
+    directory: Path, key: bytes, cluster: bytes, *, segment_bytes: int = SEGMENT_BYTES
+) -> ServerId:
+    """Make the empty log of a server that will join a cluster; return its new id.
+
+    A directory that already holds a log that nothing was ever written to keeps it.
+    """
+    disk = Directory(directory)
+    try:
+        return create_on(disk, key, cluster, segment_bytes=segment_bytes)
+    finally:
+        disk.close()
+
+
+def create_on(
+    disk: DurableDir, key: bytes, cluster: bytes, *, segment_bytes: int = SEGMENT_BYTES
+) -> ServerId:
+    if segment_names(disk):
+        wal, contents = WAL.open(disk, key, segment_bytes=segment_bytes)
+        wal.close()
+        used = contents.hard_state != HardState() or contents.last_index > 0
+        if used or contents.cluster != cluster:
+            raise FileExistsError("the directory holds the log of a server already")
+        return contents.server
+    server = random_server()
+    WAL.create(disk, key, cluster=cluster, server=server, segment_bytes=segment_bytes)
+    return server
+
+
+def bootstrap(
+    directory: Path,
+    key: bytes,
+    cluster: bytes,
+    *,
+    context: bytes = b"",
+    segment_bytes: int = SEGMENT_BYTES,
+) -> ServerId:
+    """Make the log of the first server of a new cluster; return its id.
+
+    The log starts with a committed change that makes this server the only voter; *context* is
+    the caller's note about it.
+    """
+    disk = Directory(directory)
+    try:
+        return bootstrap_on(disk, key, cluster, context=context, segment_bytes=segment_bytes)
+    finally:
+        disk.close()
+
+
+def bootstrap_on(
+    disk: DurableDir,
+    key: bytes,
+    cluster: bytes,
+    *,
+    context: bytes = b"",
+    segment_bytes: int = SEGMENT_BYTES,
+) -> ServerId:
+    server = create_on(disk, key, cluster, segment_bytes=segment_bytes)
+    wal, _ = WAL.open(disk, key, segment_bytes=segment_bytes)
+    change = Change((ServerChange(ChangeKind.ADD_VOTER, server, context),))
+    first = Entry(1, 1, CHANGE, encode_change(change))
+    wal.append(HardState(1, NOBODY, 1), [Write((first,))])
+    wal.close()
+    return server
+
+
+def load(
+    disk: DurableDir, key: bytes, cluster: bytes, *, segment_bytes: int = SEGMENT_BYTES
+) -> Booted:
+    """Read a server's log and its newest good snapshot.
+
+    Raises:
+        LogMissing: there is no log.
+        LogDamaged: log and snapshots together do not hold everything they should.
+        WrongKey: *key* is not the one they were sealed with.
+    """
+    wal, contents = WAL.open(disk, key, segment_bytes=segment_bytes)
+    if contents.cluster != cluster:
+        raise LogDamaged("the log belongs to another cluster", contents)
+    if contents.torn:
+        logger.warning("log tail cut off server=%d %s", contents.server, contents.torn)
+    snapshots = SnapshotStore(disk, key, cluster=cluster)
+    snapshot, state = _newest_good(snapshots, contents)
+    entries = _entries_for(snapshot, contents)
+    storage = MemoryStorage(snapshot, entries)
+    hard_state = _clamped(contents.hard_state, snapshot, storage)
+    if snapshot is not None and contents.last_index != storage.last_index:
+        # The log must say that it starts anew, or its next entry would leave a gap.
+        wal.append(hard_state, [Write(snapshot=snapshot)])
+    return Booted(contents.server, wal, snapshots, storage, hard_state, snapshot, state)
+
+
+def _newest_good(
+    snapshots: SnapshotStore, contents: Contents
+) -> tuple[SnapshotMeta | None, bytes | None]:
+    """Return the newest snapshot that can be read, with its state."""
+    for name in snapshots.names():
+        try:
+            file = snapshots.open(name)
+            state = file.state()
+        except SnapshotDamaged as damage:
+            logger.error("snapshot damaged server=%d %s", contents.server, damage)
+            continue
+        return file.snapshot, state
+    return None, None
+
+
+def _entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entry]:
+    """Return the entries of the log that go with *snapshot*."""
+    entries = contents.entries
+    if snapshot is None:
+        if contents.snapshot is not None or (entries and entries[0].index != 1):
+            raise LogDamaged("no snapshot can be read, and the log starts behind one", contents)
+        return entries
+    installed = contents.snapshot
+    if installed is not None and installed.index > snapshot.index:
+        raise LogDamaged(
+            f"the snapshot at entry {installed.index} cannot be read, and the log before it was "
+            "replaced by it",
+            contents,
+        )
+    if not entries or entries[-1].index < snapshot.index:
+        return []  # a snapshot that arrived just before the log could say so
+    first = entries[0].index
+    if first > snapshot.index + 1:
+        raise LogDamaged(
+            f"entries {snapshot.index + 1} to {first - 1} are in no segment and no snapshot",
+            contents,
+        )
+    if first <= snapshot.index and entries[snapshot.index - first].term != snapshot.term:
+        return []  # what the log holds there was never committed
+    return entries
+
+
+def _clamped(state: HardState, snapshot: SnapshotMeta | None, storage: MemoryStorage) -> HardState:
+    """Return *state* so that it fits what is there.
+
+    The commit index is written late, and a snapshot is durable before the hard state that goes
+    with it; both are safe, since what a snapshot holds is committed.
+    """
+    index, term = (snapshot.index, snapshot.term) if snapshot else (0, 0)
+    commit_index = min(max(state.commit_index, index), storage.last_index)
+    if state.term < term:
+        return HardState(term, NOBODY, commit_index)
+    return HardState(state.term, state.voted_for, commit_index)
+
+
+__all__ = ["Booted", "bootstrap", "create", "load", "random_server"]
