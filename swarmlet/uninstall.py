@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from swarmlet import nft
 from swarmlet.install import BOOTED, UNIT, InstallError, Places, systemctl
 
 #: Seconds that the daemon gets to end by itself, and a killed process to be gone.
@@ -323,7 +323,7 @@ def rules_of_ours(routing: Any) -> Iterator[tuple[dict[str, Any], int]]:
 def remove_tables(prefix: str, report: Report) -> list[str]:
     """Delete the nft tables of our name, of whatever family, through libnftables."""
     try:
-        run = nft()
+        run = nft.connect()
     except OSError as error:
         return [f"nft table {prefix}, if there is one: {error}"]
     for family in tables_named(run, prefix):
@@ -336,27 +336,3 @@ def tables_named(run: Callable[[str], str], name: str) -> list[str]:
     listed = json.loads(run("list tables") or '{"nftables": []}')["nftables"]
     tables = [entry["table"] for entry in listed if "table" in entry]
     return [str(table["family"]) for table in tables if table["name"] == name]
-
-
-def nft() -> Callable[[str], str]:
-    """A function that runs one nft command and returns its output as JSON. libnftables(3)."""
-    library = ctypes.CDLL("libnftables.so.1")
-    library.nft_ctx_new.restype = ctypes.c_void_p
-    library.nft_ctx_new.argtypes = [ctypes.c_uint32]
-    library.nft_ctx_get_output_buffer.restype = ctypes.c_char_p
-    for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error", "nft_ctx_get_output_buffer"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-    library.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
-    library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    context = library.nft_ctx_new(0)
-    if not context:
-        raise OSError(errno.ENOMEM, "libnftables gave no context")
-    library.nft_ctx_buffer_output(context)
-    library.nft_ctx_buffer_error(context)
-    library.nft_ctx_output_set_flags(context, 1 << 4)  # NFT_CTX_OUTPUT_JSON
-
-    def run(command: str) -> str:
-        library.nft_run_cmd_from_buffer(context, command.encode())
-        return bytes(library.nft_ctx_get_output_buffer(context) or b"").decode()
-
-    return run
