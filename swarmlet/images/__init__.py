@@ -1,8 +1,8 @@
 """Images: what containers are made of, stored by digest and shared between nodes.
 
 The problem: a box at the edge must start its tasks with no registry in reach, must not fill its
-disk, and must not believe bytes because of where they came from. So every node has a content store; an
-image that is in one of them is in the cluster.
+disk, and must not believe bytes because of where they came from. So every node has a content store;
+an image that is in one of them is in the cluster.
 
 The formats are the OCI image specification 1.1 and Docker's schema 2. Nothing here knows of nodes,
 services or the wire: a peer is a `BlobSource`, what must stay is a set of pinned digests.
@@ -40,7 +40,8 @@ Files
 Pure: reference.py (names), document.py (strangers' JSON), manifest.py, config.py, changes.py
 (`--change`), catalog.py, table.py (index.json), tarstream.py, compression.py.
 Sync, in worker threads: files.py, blobs.py, placing.py, unpack.py, layers.py, records.py,
-archive.py. Trio: transfer.py, intake.py, store.py, and registry.py, which is imported when a registry is needed.
+archive.py.
+Trio: transfer.py, intake.py, store.py; registry.py and http.py, imported when a registry is needed.
 
 Where we differ
 ---------------

@@ -66,9 +66,11 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        if self.registry != DEFAULT_REGISTRY:
+        first, slash, rest = self.repository.partition("/")
+        # An owner at Docker Hub whose name looks like a host's can only be written out.
+        if self.registry != DEFAULT_REGISTRY or (slash and _is_registry(first)):
             return self.name
-        return self.repository.removeprefix(OFFICIAL)
+        return rest if f"{first}/" == OFFICIAL and "/" not in rest else self.repository
 
     @property
     def tagged(self) -> Reference:
