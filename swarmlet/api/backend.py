@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from swarmlet.manager.view import View
 from swarmlet.model import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import trio
 
     from swarmlet.images.store import ImageStore
+    from swarmlet.runtime.supervisor import Supervisor
 
 
 NO_NODE = NodeId("")
@@ -211,7 +212,7 @@ class LocalNode(Protocol):
     def images(self) -> ImageStore: ...
 
     @property
-    def supervisor(self) -> Any: ...
+    def supervisor(self) -> Supervisor: ...
 
     def task_containers(self) -> Mapping[TaskId, TaskContainer]: ...
 

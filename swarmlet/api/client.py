@@ -6,6 +6,7 @@ call is made: `swarmlet --help` needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ class Refused(ClientError):
 
 class Client:
     """Calls the API at *host*, `unix:///path` or a path. Values of *query* that are None are left
-    out, True is 1, a dict or list becomes JSON."""
+    out, True is 1, a dict or list becomes JSON, a tuple is given item by item."""
 
     def __init__(self, host: str = DEFAULT_HOST) -> None:
         self.host = host
@@ -116,10 +117,9 @@ class Client:
         if chunked:
             headers = {**headers, "Transfer-Encoding": "chunked"}
         try:
-            try:
+            # It may refuse before the end of the body; its answer says why.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, body, dict(headers), encode_chunked=chunked)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # it refused before the end of the body, and its answer says why
             answer = connection.getresponse()
             if answer.status >= 400:
                 raise Refused(answer.status, _message(answer.read(), answer.status))
@@ -188,10 +188,12 @@ def _pieces(
 
 def _encode_query(query: Mapping[str, Any]) -> str:
     given = {name: _encode_value(value) for name, value in query.items() if value is not None}
-    return f"?{urlencode(given)}" if given else ""
+    return f"?{urlencode(given, doseq=True)}" if given else ""
 
 
-def _encode_value(value: Any) -> str:
+def _encode_value(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_encode_value(item) for item in value]
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, dict | list):

@@ -391,7 +391,10 @@ class _Connection:
             head = f"HTTP/1.1 200 OK\r\nContent-Type: {answer.content_type}\r\n\r\n"
             await self._send_bytes(head.encode())
         leftover, _ = self._wire.trailing_data
-        await answer.run(RawStream(self._stream, leftover))
+        try:
+            await answer.run(RawStream(self._stream, leftover))
+        except ApiError as exc:
+            logger.warning("stream broken off path=%s reason=%s", request.path, exc)
 
     async def _refuse(self, status: int, message: str) -> None:
         """Answer what was no request, as far as HTTP still allows an answer."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import trio
@@ -28,6 +28,7 @@ from swarmlet.api.exchange import (
     Request,
     Response,
     Streamed,
+    Upgraded,
     error_response,
 )
 from swarmlet.api.proxy import forward
@@ -52,8 +53,15 @@ from swarmlet.images.errors import (
 )
 from swarmlet.manager.errors import ControlError, SpecError, Unavailable
 from swarmlet.manager.view import View
+from swarmlet.runtime import decoding as oci
+from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure, ZygoteLost
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Ends of a connection, and of the task that serves it.
+ENDS = (trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled)
 
 API_VERSION = (1, 50)
 API_VERSION_MIN = (1, 24)
@@ -139,21 +147,10 @@ class Router:
     async def respond(self, request: Request) -> Answer:
         try:
             answer = await self._respond(request)
-        except ApiError as exc:
-            answer = error_response(exc.status, str(exc))
-        except SpecError as exc:
-            answer = error_response(400, str(exc))
-        except ControlError as exc:
-            answer = error_response(exc.status, str(exc))
-        except ImageError as exc:
-            answer = error_response(image_status(exc), str(exc))
-        except (trio.TooSlowError, OSError) as exc:
-            answer = error_response(500, f"{type(exc).__name__}: {exc}")
         except Exception as exc:
-            logger.exception("request failed method=%s path=%s", request.method, request.path)
-            text = f"{type(exc).__name__} in the daemon: a bug; its log has the details"
-            answer = error_response(500, text)
-        return self._with_common_headers(answer)
+            error = as_api_error(exc, request)
+            answer = error_response(error.status, str(error))
+        return self._finished(answer, request)
 
     async def _respond(self, request: Request) -> Answer:
         check_version(request.version)
@@ -184,7 +181,8 @@ class Router:
             raise ApiError(405, f"{method[:20]} is no method of {path[:100]}")
         raise ApiError(404, f"page not found: {path[:100]}")
 
-    def _with_common_headers(self, answer: Answer) -> Answer:
+    def _finished(self, answer: Answer, request: Request) -> Answer:
+        """*answer* with the headers of every answer, and with its errors made ApiErrors."""
         common = (
             ("Api-Version", "{}.{}".format(*API_VERSION)),
             ("Docker-Experimental", "false"),
@@ -196,8 +194,66 @@ class Router:
                 return Response(status, body, (*_besides(headers, common), *common))
             case Streamed(status, produce, headers, close, reads_body):
                 both = (*_besides(headers, common), *common)
-                return Streamed(status, produce, both, close, reads_body)
-        return answer
+                guarded = _guarded(produce, request)
+                return Streamed(status, guarded, both, close, reads_body)
+            case Upgraded(run, content_type, close):
+                return Upgraded(_guarded(run, request), content_type, close)
+
+
+def as_api_error(exc: Exception, request: Request) -> ApiError:
+    """The refusal that *exc* is; a bug is logged here, and is one too."""
+    match exc:
+        case ApiError():
+            return exc
+        case SpecError() | oci.SpecError():
+            return ApiError(400, str(exc))
+        case ControlError():
+            return ApiError(exc.status, str(exc))
+        case ImageError():
+            return ApiError(image_status(exc), str(exc))
+        case NoSuchContainer():
+            return ApiError(404, str(exc))
+        case ZygoteLost():
+            return ApiError(503, str(exc))
+        case RuntimeFailure():
+            return ApiError(409, str(exc))
+        case trio.TooSlowError() | OSError():
+            return ApiError(500, f"{type(exc).__name__}: {exc}")
+    logger.error("request failed method=%s path=%s", request.method, request.path, exc_info=exc)
+    return ApiError(500, f"{type(exc).__name__} in the daemon: a bug; its log has the details")
+
+
+def _guarded(
+    act: Callable[[T], Awaitable[None]], request: Request
+) -> Callable[[T], Awaitable[None]]:
+    """*act*, which runs when the head of the answer is out: its errors become ApiErrors."""
+
+    async def guarded(argument: T) -> None:
+        try:
+            await act(argument)
+        except BaseExceptionGroup as group:
+            # Nurseries wrap: what ends the connection goes on, the rest is one error.
+            ends, others = group.split(lambda e: isinstance(e, ENDS))
+            if ends is not None or others is None:
+                raise
+            first = next(_leaves(others))
+            if not isinstance(first, Exception):
+                raise
+            raise as_api_error(first, request) from group
+        except ENDS:
+            raise
+        except Exception as exc:
+            raise as_api_error(exc, request) from exc
+
+    return guarded
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _leaves(exc)
+        else:
+            yield exc
 
 
 def _besides(

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from swarmlet.api import networks, nodes, services, swarm, system, tasks
+from swarmlet.api import (
+    containers,
+    images,
+    logs,
+    networks,
+    nodes,
+    services,
+    swarm,
+    system,
+    tasks,
+)
 from swarmlet.api.backend import LocalNode
 from swarmlet.api.http import serve_stream, serve_unix
 from swarmlet.api.router import Route, Router
@@ -16,6 +26,9 @@ ROUTES: tuple[Route, ...] = (
     *services.ROUTES,
     *tasks.ROUTES,
     *networks.ROUTES,
+    *logs.ROUTES,
+    *containers.ROUTES,
+    *images.ROUTES,
 )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from swarmlet.api.backend import Event, LocalNode, LocalState, LocalStatus
+from swarmlet.api.containers import container_counts
 from swarmlet.api.exchange import (
     Answer,
     ApiError,
@@ -134,6 +135,8 @@ async def info(call: Call) -> Answer:
         "SecurityOptions": ["name=seccomp,profile=builtin"],
         "Warnings": None,
     }
+    document |= container_counts(node)
+    document["Images"] = len(node.images.images())
     document["Swarm"] = await _swarm_info(node)
     return json_response(document)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,6 @@ from tests.api.serving import Api, open_api
 
 
 @pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with open_api() as opened:
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with open_api(tmp_path) as opened:
         yield opened

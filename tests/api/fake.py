@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -26,9 +27,11 @@ from swarmlet.api.backend import (
     Member,
     TaskContainer,
 )
+from swarmlet.api.convert_task import task_name
 from swarmlet.api.exchange import Peer
 from swarmlet.api.http import serve_stream
 from swarmlet.api.server import make_router
+from swarmlet.images.store import ImageStore
 from swarmlet.manager.errors import Conflicting, NotFound, OutOfSequence, Unavailable
 from swarmlet.manager.view import View
 from swarmlet.model import (
@@ -64,6 +67,10 @@ from swarmlet.model import (
     revision_id,
 )
 from swarmlet.model.validation import check_network_spec, check_node, check_service
+from swarmlet.runtime.logfile import JsonFileLog
+from swarmlet.runtime.logs import read_logs
+from swarmlet.runtime.spec import ContainerSpec, Process, Root
+from swarmlet.runtime.state import ContainerState, ExitStatus, Status
 from swarmlet.state import Applied, ClusterState, Draft, apply
 
 NOW = 1_700_000_000.0
@@ -372,36 +379,101 @@ class FakeCluster:
         self.commit(draft)
 
 
+def status_of(id_: NodeId, *, active: bool = True) -> LocalStatus:
+    role = Role.WORKER if id_ == H3 else Role.MANAGER
+    number = list(NAMES).index(id_) + 1
+    return LocalStatus(
+        state=LocalState.ACTIVE if active else LocalState.INACTIVE,
+        name=NAMES[id_],
+        version="0.1.0",
+        node_id=id_ if active else NodeId(""),
+        cluster_id=ClusterId("c" * 25) if active else ClusterId(""),
+        role=role,
+        is_leader=active and id_ == H1,
+        leader=H1 if active else None,
+        managers=(
+            ManagerAddress(node=H1, address="10.0.0.1", port=2377, name="h1"),
+            ManagerAddress(node=H2, address="10.0.0.2", port=2377, name="h2"),
+        )
+        if active
+        else (),
+        address=f"10.0.0.{number}",
+    )
+
+
+class FakeSupervisor:
+    """The part of the real one that the API uses: real states, and real logs in real files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.containers: dict[str, ContainerState] = {}
+        self.killed: list[tuple[str, str]] = []
+        self.ended: dict[str, trio.Event] = {}
+
+    def add(self, task: str, name: str, **changes: Any) -> ContainerState:
+        spec = ContainerSpec(
+            process=Process(args=("httpd", "-f")),
+            root=Root(layers=("/nowhere",)),
+            annotations={
+                "com.docker.swarm.task.id": task,
+                "com.docker.swarm.task.name": name,
+            },
+        )
+        id_ = f"{task}.0"
+        state = ContainerState(
+            id=id_,
+            spec=spec,
+            status=Status.RUNNING,
+            created_at=NOW,
+            started_at=NOW,
+            pid=4321,
+        )
+        self.containers[id_] = state.changed(**changes)
+        self.ended[id_] = trio.Event()
+        (self._folder / id_).mkdir(parents=True)
+        return self.containers[id_]
+
+    def write(self, id_: str, line: str, *, at: float, stream: str = "stdout") -> None:
+        log = JsonFileLog(str(self._folder / id_ / "log.json"), 1 << 20, 2)
+        log.append(stream, [f"{line}\n".encode()], round(at * 1e9))
+        log.close()
+
+    def end(self, id_: str, code: int) -> None:
+        end = ExitStatus(code, finished_at=NOW)
+        self.containers[id_] = self.containers[id_].changed(status=Status.EXITED, exit=end)
+        self.ended[id_].set()
+
+    def logs(self, id_: str, **options: Any) -> Any:
+        ended = self.ended[id_].is_set
+        return read_logs(str(self._folder / id_ / "log.json"), ended=ended, **options)
+
+    async def kill(self, id_: str, signal: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.killed.append((id_, signal))
+
+    async def stop(self, id_: str, *, signal: str | None, grace: float | None) -> None:
+        await trio.lowlevel.checkpoint()
+        self.killed.append((id_, f"stop {signal} {grace}"))
+
+    async def wait(self, id_: str) -> ExitStatus:
+        await self.ended[id_].wait()
+        end = self.containers[id_].exit
+        assert end is not None
+        return end
+
+
 class FakeNode:
     """One daemon of the cluster, or one that is in no swarm yet."""
 
     def __init__(self, fake: Fake, id_: NodeId, *, active: bool = True) -> None:
         self._fake = fake
-        self.images: Any = None
-        self.supervisor: Any = None
+        self.images: Any = ImageStore(fake.folder / NAMES[id_] / "images")
+        self.supervisor: Any = FakeSupervisor(fake.folder / NAMES[id_] / "logs")
         self.left: list[bool] = []
         self.joined: list[JoinRequest] = []
         self.initialised: list[InitRequest] = []
         self.containers: dict[TaskId, TaskContainer] = {}
-        role = Role.WORKER if id_ == H3 else Role.MANAGER
-        number = list(NAMES).index(id_) + 1
-        self.status = LocalStatus(
-            state=LocalState.ACTIVE if active else LocalState.INACTIVE,
-            name=NAMES[id_],
-            version="0.1.0",
-            node_id=id_ if active else NodeId(""),
-            cluster_id=ClusterId("c" * 25) if active else ClusterId(""),
-            role=role,
-            is_leader=active and id_ == H1,
-            leader=H1 if active else None,
-            managers=(
-                ManagerAddress(node=H1, address="10.0.0.1", port=2377, name="h1"),
-                ManagerAddress(node=H2, address="10.0.0.2", port=2377, name="h2"),
-            )
-            if active
-            else (),
-            address=f"10.0.0.{number}",
-        )
+        self.status = status_of(id_, active=active)
 
     @property
     def control(self) -> FakeCluster | None:
@@ -409,21 +481,21 @@ class FakeNode:
 
     async def init(self, request: InitRequest) -> NodeId:
         self.initialised.append(request)
-        self.status = FakeNode(self._fake, H1).status
+        self.status = status_of(H1)
         return self.status.node_id
 
     async def join(self, request: JoinRequest) -> NodeId:
         if not request.token.startswith("SWL1-"):
             raise Unavailable("the token is not one of swarmlet's (SWL1-...); copy it whole")
         self.joined.append(request)
-        self.status = FakeNode(self._fake, H3).status
+        self.status = status_of(H3)
         return self.status.node_id
 
     async def leave(self, *, force: bool) -> None:
         if self.status.role is Role.MANAGER and not force:
             raise Unavailable("this node is a manager; add --force to leave all the same")
         self.left.append(force)
-        self.status = FakeNode(self._fake, self.status.node_id, active=False).status
+        self.status = status_of(self.status.node_id, active=False)
 
     async def dial_api(self, node: NodeId | None) -> trio.abc.HalfCloseableStream:
         await trio.lowlevel.checkpoint()
@@ -457,9 +529,28 @@ class FakeNode:
 
 
 class Fake:
-    def __init__(self) -> None:
+    """*folder* holds the real image stores and log files of the nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.cluster = FakeCluster()
         self.nursery: trio.Nursery | None = None
         self.unreachable: set[NodeId] = set()
         self.listeners: list[trio.MemorySendChannel[Event]] = []
         self.nodes = {id_: FakeNode(self, id_) for id_ in NAMES}
+
+    async def open(self) -> None:
+        for node in self.nodes.values():
+            await node.images.open()
+
+    def run_containers(self) -> None:
+        """Give every task that runs a container on its node."""
+        for task in self.cluster.state.tasks.values():
+            if not task.node:
+                continue
+            node = self.nodes[task.node]
+            service = self.cluster.state.services.get(task.service)
+            name = task_name(task, service)
+            state = node.supervisor.add(task.id, name)
+            image = service.spec.task.container.image if service is not None else ""
+            node.containers[task.id] = TaskContainer(container=state.id, name=name, image=image)

@@ -78,8 +78,9 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api() -> AsyncIterator[Api]:
-    fake = Fake()
+async def open_api(folder: Path) -> AsyncIterator[Api]:
+    fake = Fake(folder)
+    await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery
         yield Api(fake, nursery)
@@ -89,7 +90,8 @@ async def open_api() -> AsyncIterator[Api]:
 @asynccontextmanager
 async def open_sockets(folder: Path) -> AsyncIterator[tuple[Fake, dict[NodeId, Path]]]:
     """The API of every node of a fake cluster, each on its own Unix socket."""
-    fake = Fake()
+    fake = Fake(folder)
+    await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery
         paths = {}

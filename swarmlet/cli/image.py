@@ -1,0 +1,223 @@
+"""`swarmlet image`: import, load, save, ls, inspect, rm, tag; of this node's own store."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import click
+
+from swarmlet.cli.base import (
+    App,
+    Command,
+    Failure,
+    Group,
+    filter_option,
+    filters_query,
+    for_each,
+    format_option,
+    no_trunc_option,
+    pass_app,
+    quiet_option,
+)
+from swarmlet.cli.output import ago, emit, human_size, short_id, show, show_documents
+
+COLUMNS = (
+    ("REPOSITORY", "Repository"),
+    ("TAG", "Tag"),
+    ("IMAGE ID", "ID"),
+    ("CREATED", "CreatedSince"),
+    ("SIZE", "Size"),
+)
+DIGEST_COLUMNS = (*COLUMNS[:2], ("DIGEST", "Digest"), *COLUMNS[2:])
+
+
+@click.group(cls=Group)
+def image() -> None:
+    """Manage the images of this node; other nodes fetch them from here when they need them."""
+
+
+@contextmanager
+def _open_input(path: str) -> Iterator[IO[bytes]]:
+    """The file, or standard input for `-`. Raises Failure."""
+    if path == "-":
+        if sys.stdin.isatty():
+            raise Failure("no archive on standard input; name a file, or send one: … < FILE.tar")
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(path, "rb")  # noqa: SIM115 (closed below)
+    except OSError as exc:
+        raise Failure(f"{path}: {exc.strerror}; name an archive that can be read") from None
+    with file:
+        yield file
+
+
+def _send_archive(app: App, path: str, target: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+    """Send the archive and return what the daemon says of it, line by line. Raises Failure."""
+    with _open_input(path) as file:
+        pieces = app.client.stream(
+            "POST",
+            target,
+            body=file,
+            query=query,
+            headers={"Content-Type": "application/x-tar"},
+        )
+        lines = [json.loads(line) for line in _lines(pieces)]
+    for line in lines:
+        if "error" in line:
+            raise Failure(str(line["error"]))
+    return lines
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    whole = io.BytesIO(b"".join(pieces))
+    return (line for line in whole if line.strip())
+
+
+@image.command("import", cls=Command)
+@click.option("-c", "--change", "changes", multiple=True, help="Such as 'CMD [\"/bin/sh\"]'.")
+@click.option("-m", "--message", default="", help="Comment in the image's history.")
+@click.argument("file", metavar="FILE|-")
+@click.argument("reference", metavar="[NAME[:TAG]]", default="")
+@pass_app
+def import_(app: App, file: str, reference: str, changes: tuple[str, ...], message: str) -> None:
+    """Make an image of a root file system's tar."""
+    query = {
+        "fromSrc": "-",
+        "repo": reference or None,
+        "message": message or None,
+        "changes": "\n".join(changes) or None,
+    }
+    for line in _send_archive(app, file, "/images/create", query):
+        emit(line["status"])
+
+
+@image.command(cls=Command)
+@click.option(
+    "-i", "--input", "file", default="-", help="The archive; standard input if not given."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
+@click.argument("archive", metavar="[FILE]", default="")
+@pass_app
+def load(app: App, file: str, archive: str, quiet: bool) -> None:
+    """Take in the images of an archive: `docker save`'s, or an OCI layout."""
+    if archive and file != "-":
+        raise click.UsageError("the archive is named twice; give FILE or --input")
+    for line in _send_archive(app, archive or file, "/images/load", {"quiet": 1}):
+        if not quiet:
+            emit(line.get("stream", "").strip())
+
+
+@image.command(cls=Command)
+@click.option("-o", "--output", "file", default="-", help="Write to a file.")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@pass_app
+def save(app: App, images: tuple[str, ...], file: str) -> None:
+    """Write images to an archive that `load` takes."""
+    pieces = app.client.stream("GET", "/images/get", query={"names": images})
+    if file == "-":
+        if sys.stdout.isatty():
+            raise Failure("an archive is nothing for a terminal; use --output, or a pipe")
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        return
+    try:
+        with open(file, "wb") as out:
+            for piece in pieces:
+                out.write(piece)
+    except OSError as exc:
+        raise Failure(f"{file}: {exc.strerror}") from None
+
+
+@image.command(cls=Command)
+@filter_option
+@format_option
+@quiet_option
+@no_trunc_option
+@click.option("-a", "--all", "all_", is_flag=True, hidden=True)
+@click.option("--digests", is_flag=True, help="Show digests.")
+@click.argument("name", metavar="[NAME]", default="")
+@pass_app
+def ls(
+    app: App,
+    filters: Any,
+    format_: str,
+    quiet: bool,
+    no_trunc: bool,
+    all_: bool,
+    digests: bool,
+    name: str,
+) -> None:
+    """List the images of this node."""
+    query = filters_query(filters) or {}
+    if name:
+        query.setdefault("reference", []).append(name)
+    images = app.client.get("/images/json", filters=query or None)
+    rows = [row for document in images for row in _rows(document, no_trunc)]
+    if quiet:
+        for id_ in dict.fromkeys(row["ID"] for row in rows):
+            emit(id_)
+        return
+    show(rows, DIGEST_COLUMNS if digests else COLUMNS, format_)
+
+
+def _rows(document: dict[str, Any], no_trunc: bool) -> list[dict[str, str]]:
+    rows = []
+    digests = {text.partition("@")[0]: text.partition("@")[2] for text in document["RepoDigests"]}
+    for name in document["RepoTags"] or ["<none>:<none>"]:
+        repository, _, tag = name.rpartition(":")
+        rows.append(
+            {
+                "Repository": repository,
+                "Tag": tag,
+                "Digest": digests.get(repository, "<none>"),
+                "ID": short_id(document["Id"], no_trunc),
+                "CreatedSince": ago(document["Created"], time.time()),
+                "Size": human_size(document["Size"]),
+            }
+        )
+    return rows
+
+
+@image.command(cls=Command)
+@click.option("--format", "format_", default="", help="json, or a template.")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@pass_app
+def inspect(app: App, images: tuple[str, ...], format_: str) -> None:
+    """Show images in detail."""
+    found: list[Any] = []
+    try:
+        for_each(images, lambda name: found.append(app.client.get(f"/images/{name}/json")))
+    finally:
+        if found:
+            show_documents(found, format_)
+
+
+@image.command(cls=Command)
+@click.argument("source")
+@click.argument("target")
+@pass_app
+def tag(app: App, source: str, target: str) -> None:
+    """Give the image SOURCE another name."""
+    app.client.post(f"/images/{source}/tag", repo=target)
+
+
+@image.command(cls=Command)
+@click.option("-f", "--force", is_flag=True, help="Also one that is in use loses its names.")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@pass_app
+def rm(app: App, images: tuple[str, ...], force: bool) -> None:
+    """Remove names, and with its last name the image."""
+
+    def remove(name: str) -> None:
+        for row in app.client.delete(f"/images/{name}", force=force or None):
+            for what, value in row.items():
+                emit(f"{what}: {value}")
+
+    for_each(images, remove)
