@@ -49,7 +49,7 @@ from overlay.resources import (
 from overlay.rulesets import host_ruleset, sandbox_ruleset
 from overlay.topology import (
     VXLAN_OVERHEAD_BYTES,
-    Endpoint,
+    IPAddress,
     Network,
     NetworkId,
     Sandbox,
@@ -83,17 +83,15 @@ class _Builder:
         self._names = names
         self._underlay_mtu_bytes = underlay_mtu_bytes
         self._networks = {network.id: network for network in topology.networks}
-        self._endpoints: dict[NetworkId, list[Endpoint]] = {n.id: [] for n in topology.networks}
+        # One endpoint an address: where the store has two for a moment, the later one is right,
+        # and two entries of one key would never converge.
+        self._macs: dict[NetworkId, dict[IPAddress, str]] = {n.id: {} for n in topology.networks}
         for endpoint in topology.endpoints:
-            self._endpoints[endpoint.network].append(endpoint)
+            self._macs[endpoint.network][endpoint.address] = endpoint.mac
         if topology.ingress:
             # A host's ingress address is an endpoint like a task's.
-            self._endpoints[topology.ingress.network] += [
-                Endpoint(
-                    network=topology.ingress.network, address=g.address, mac=g.mac, vtep=g.vtep
-                )
-                for g in topology.ingress.gateways
-            ]
+            gateways = {gateway.address: gateway.mac for gateway in topology.ingress.gateways}
+            self._macs[topology.ingress.network] |= gateways
 
     def resources(self) -> Iterator[Resource]:
         yield from self._host()
@@ -132,12 +130,15 @@ class _Builder:
         yield PortSettings(
             namespace=namespace, name=naming.VXLAN, learning=False, flood=True, locked=False
         )
-        for endpoint in self._endpoints[network.id]:
+        remote: dict[str, IPAddress] = {}
+        for address, mac in self._macs[network.id].items():
             # vtep_of has the last word: an endpoint that moved here is not elsewhere as well.
-            vtep = self._topology.vtep_of[network.id, endpoint.address]
+            vtep = self._topology.vtep_of[network.id, address]
             if vtep != underlay.address:
-                yield FdbEntry(namespace, naming.VXLAN, endpoint.mac, vtep)
-                yield Neighbour(namespace, naming.VXLAN, endpoint.address, endpoint.mac)
+                remote[mac] = vtep
+                yield Neighbour(namespace, naming.VXLAN, address, mac)
+        for mac, vtep in remote.items():
+            yield FdbEntry(namespace, naming.VXLAN, mac, vtep)
 
     def _sandbox(self, sandbox: Sandbox) -> Iterator[Resource]:
         topology, namespace = self._topology, str(sandbox.id)

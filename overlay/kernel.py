@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,8 @@ from overlay.rtnetlink import Message, NetlinkError, NetlinkSocket
 from overlay.topology import IPAddress
 
 PROC_SYS_NET = Path("/proc/sys/net")
+#: Beside the namespaces: the host's sysctls before we changed them, name=value.
+SAVED_NAME = "sysctls"
 #: Interface indexes that the kernel itself does not get to: it counts up from 1.
 INDEX_MIN, INDEX_MAX = 1 << 24, 1 << 30
 LINKS = (Bridge, Vxlan, Veth)
@@ -86,6 +88,7 @@ class Pass:
 
     def __init__(self, directory: Path, host: Path, naming: Naming, memory: Memory) -> None:
         self._directory = directory
+        self._saved = directory.with_name(SAVED_NAME)
         self._host = host
         self._naming = naming
         self._memory = memory
@@ -227,9 +230,8 @@ class Pass:
         match operation.resource:
             case Namespace(namespace):
                 self._change_namespace(namespace, create=create)
-            case Sysctl(namespace, name, value):
-                self._enter(namespace)
-                (PROC_SYS_NET / name).write_text(value)
+            case Sysctl() as sysctl:
+                self._set_sysctl(sysctl)
             case Ruleset(namespace, table, text):
                 self._change_ruleset(namespace, table, text if create else None)
             case (Bridge() | Vxlan() | Veth()) as link:
@@ -266,6 +268,36 @@ class Pass:
         for error in self._socket(namespace).execute(messages):
             if error:
                 raise error
+
+    def _set_sysctl(self, sysctl: Sysctl) -> None:
+        self._enter(sysctl.namespace)
+        path = PROC_SYS_NET / sysctl.name
+        if sysctl.namespace == HOST and not sysctl.link:
+            saved = self._saved_sysctls()
+            if sysctl.name not in saved:
+                saved[sysctl.name] = path.read_text().strip()
+                lines = "".join(f"{name}={value}\n" for name, value in saved.items())
+                temporary = self._saved.with_suffix(".new")
+                temporary.write_text(lines)
+                temporary.rename(self._saved)
+        path.write_text(sysctl.value)
+
+    def _saved_sysctls(self) -> dict[str, str]:
+        """Return the host's own values of what we have changed."""
+        try:
+            lines = self._saved.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+    def restore(self) -> None:
+        """Give the host its own settings back, and remove what remembers them."""
+        self._enter(HOST)
+        for name, value in self._saved_sysctls().items():
+            (PROC_SYS_NET / name).write_text(value)
+        self._saved.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: the caller has said so already
+            self._directory.rmdir()
 
     def _change_namespace(self, namespace: str, *, create: bool) -> None:
         self._forget(namespace)

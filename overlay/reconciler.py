@@ -34,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 #: Seconds from one look at the whole kernel to the next.
 HEAL_SECONDS = 30.0
-#: Looks at the kernel for one wish. The first look finds work, the second finds what went with
-#: a link that was made anew, the third finds nothing.
-ATTEMPTS_MAX = 4
+#: Looks at the kernel for one wish, and seconds before each of them if the kernel refused
+#: something at the one before: it may still be busy with what is gone (a namespace is taken apart
+#: in the background, and its VNI is free only then). Without refusals the first look finds work,
+#: the second perhaps what went with a link that was made anew, the third nothing.
+ATTEMPT_PAUSES = (0.0, 0.05, 0.2, 0.5, 1.0)
 #: Operations that an error or a log line names.
 NAMED_MAX = 3
 #: /proc/self is the process: in a thread that wandered off, too.
@@ -80,10 +82,16 @@ class Statistics:
 
 @dataclass(slots=True)
 class _Wish:
-    """A topology to reach, and everyone who waits for it or for an older one."""
+    """What is asked of the loop, and everyone who waits for it.
 
-    topology: Topology
+    *topology* is the one to reach, None for the one that is wanted already; *everything* asks for
+    a look at the whole kernel.
+    """
+
+    topology: Topology | None = None
+    everything: bool = False
     done: trio.Event = field(default_factory=trio.Event)
+    operations: int = 0
     error: Exception | None = field(
         default_factory=lambda: RuntimeError("the reconciler was stopped meanwhile")
     )
@@ -128,11 +136,12 @@ class Reconciler:
             with trio.move_on_after(self._heal_seconds):
                 await self._wake.wait()
             self._wake = trio.Event()
-            wish, self._wish = self._wish, None
-            if wish:
+            wish, self._wish = self._wish or _Wish(everything=True), None
+            if wish.topology is None and self._topology is None:
+                wish.error = None  # nothing was ever wanted
+                wish.done.set()
+            else:
                 await self._grant(wish)
-            elif self._topology is not None:
-                await self._heal()
 
     async def converge(self, topology: Topology) -> None:
         """Make *topology* the wanted one, and return when the kernel is so.
@@ -144,21 +153,22 @@ class Reconciler:
             NotConverged: the kernel could not be brought there; it is tried again with every
                 heal, since the topology stays the wanted one.
         """
-        wish = _Wish(topology)
-        if self._wish is not None:
-            # Nobody has begun with it: who waits for that one waits for this one now.
-            wish.done = self._wish.done
-            self._wish.topology = topology
-            wish = self._wish
-        self._wish = wish
-        self._wake.set()
-        await wish.done.wait()
-        if wish.error is not None:
-            raise wish.error
+        wish = self._next_wish()
+        wish.topology = topology
+        await _wait_granted(wish)
 
-    def poke(self) -> None:
-        """Look at the kernel now: something may have happened to it."""
-        self._wake.set()
+    async def heal(self) -> int:
+        """Look at the whole kernel now, put right what differs, return how many operations.
+
+        run() does so by itself every 30 seconds.
+
+        Raises:
+            NotConverged: as converge().
+        """
+        wish = self._next_wish()
+        wish.everything = True
+        await _wait_granted(wish)
+        return wish.operations
 
     async def remove_all(self) -> None:
         """Remove everything of ours from this host: links, namespaces, tables, rules, routes.
@@ -170,6 +180,7 @@ class Reconciler:
         """
         self._topology = self._desired = self._unsure = None
         await self._reach(frozenset(), None)
+        await self._in_kernel(Pass.restore)
 
     def statistics(self) -> Statistics:
         return Statistics(
@@ -181,32 +192,39 @@ class Reconciler:
             last_pass_seconds=self._last_pass_seconds,
         )
 
-    async def _grant(self, wish: _Wish) -> None:
-        if self._topology is None or self._topology.underlay != wish.topology.underlay:
-            self._unsure = None  # measure, and look at everything
-        self._topology = wish.topology
-        try:
-            await self._converge(wish.topology)
-            wish.error = None
-        except NotConverged as exc:
-            logger.warning("network not converged %s", exc)
-            wish.error = exc
-        finally:
-            wish.done.set()
+    def _next_wish(self) -> _Wish:
+        """Return the wish that the loop takes up next: one for all who come before it does."""
+        if self._wish is None:
+            self._wish = _Wish()
+        self._wake.set()
+        return self._wish
 
-    async def _heal(self) -> None:
+    async def _grant(self, wish: _Wish) -> None:
+        if wish.topology is not None:
+            known = self._topology
+            if known is None or known.underlay != wish.topology.underlay:
+                wish.everything = True  # also to measure
+            self._topology = wish.topology
+        if wish.everything:
+            self._unsure = None
         assert self._topology is not None
-        self._unsure = None
         try:
             operations = await self._converge(self._topology)
         except NotConverged as exc:
-            logger.warning("network not healed %s", exc)
-            return
-        if operations:
-            self._counts["healed"] += len(operations)
-            logger.warning(
-                "network healed operations=%d first=%s", len(operations), _describe(operations[0])
-            )
+            logger.warning("network not converged %s", exc)
+            wish.error = exc
+        else:
+            wish.error = None
+            wish.operations = len(operations)
+            if operations and wish.topology is None:
+                self._counts["healed"] += len(operations)
+                logger.warning(
+                    "network healed operations=%d first=%s",
+                    len(operations),
+                    _describe(operations[0]),
+                )
+        finally:
+            wish.done.set()
 
     async def _converge(self, topology: Topology) -> list[Operation]:
         if self._unsure is None:
@@ -238,8 +256,9 @@ class Reconciler:
         if scope is not None:
             wanted = frozenset(resource for resource in wanted if resource.namespace in scope)
         done: list[Operation] = []
-        last: list[Operation] = []
-        for _ in range(ATTEMPTS_MAX):
+        failures: list[Failure] = []
+        for pause in ATTEMPT_PAUSES:
+            await trio.sleep(pause if failures else 0)
             started = trio.current_time()
             operations, failures = await self._in_kernel(partial(_step, wanted, scope))
             self._counts["passes"] += 1
@@ -247,10 +266,7 @@ class Reconciler:
             self._differing = len(operations)
             if not operations:
                 return done
-            if operations == last:
-                break  # it did not help
             done += operations
-            last = operations
         raise NotConverged(operations, failures)
 
     async def _in_kernel(self, work: Callable[[Pass], T]) -> T:
@@ -260,6 +276,12 @@ class Reconciler:
 
         # Not abandoned when cancelled: a pass ends before anybody else looks.
         return await trio.to_thread.run_sync(netns.run_in_thread, run_pass)
+
+
+async def _wait_granted(wish: _Wish) -> None:
+    await wish.done.wait()
+    if wish.error is not None:
+        raise wish.error
 
 
 def _step(

@@ -20,7 +20,7 @@ In a sandbox (connections of the task, and those that come in through the mesh):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from overlay.balancing import LOCAL_WEIGHT, REMOTE_WEIGHT, Backend, translation
@@ -34,7 +34,6 @@ from overlay.topology import (
     PublishedPort,
     Sandbox,
     Topology,
-    VirtualIp,
 )
 
 #: Where a sandbox's programs expect the resolver (Docker's address), and where it listens. A
@@ -149,24 +148,21 @@ def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> 
 def sandbox_ruleset(topology: Topology, sandbox: Sandbox) -> str:
     """Return the body of the table in the namespace of *sandbox*."""
     attached = {attachment.network: attachment for attachment in sandbox.attachments}
-    open_vips: list[tuple[VirtualIp, list[Backend]]] = []
-    closed_vips: list[VirtualIp] = []
-    for vip in sorted(topology.virtual_ips, key=lambda vip: (vip.network, vip.address)):
-        if vip.network not in attached:
-            continue
-        if backends := _live(topology, vip.network, vip.backends, port=None):
-            open_vips.append((vip, backends))
-        else:
-            closed_vips.append(vip)
+    # By address: an address can stand for one thing only, whatever the store says.
+    backends = {
+        vip.address: _live(topology, vip.network, vip.backends, port=None)
+        for vip in topology.virtual_ips
+        if vip.network in attached
+    }
+    open_vips = sorted((vip for vip in backends if backends[vip]), key=int)
+    closed_vips = sorted((vip for vip in backends if not backends[vip]), key=int)
     chains = [
         _REFUSE,
-        *(Chain(f"vip-{vip.address}", (translation(backends),)) for vip, backends in open_vips),
+        *(Chain(f"vip-{vip}", (translation(backends[vip]),)) for vip in open_vips),
         Chain(
             "output",
             (
-                *_address_map(
-                    "ip daddr", [(vip.address, f"goto vip-{vip.address}") for vip, _ in open_vips]
-                ),
+                *_address_map("ip daddr", {vip: f"goto vip-{vip}" for vip in open_vips}),
                 f"ip daddr {RESOLVER_ADDRESS} meta l4proto {{ tcp, udp }} th dport 53 "
                 f"dnat ip to {RESOLVER_ADDRESS}:{RESOLVER_PORT}",
             ),
@@ -174,7 +170,7 @@ def sandbox_ruleset(topology: Topology, sandbox: Sandbox) -> str:
         ),
         Chain(
             "refused",
-            _address_map("ip daddr", [(vip.address, "goto refuse") for vip in closed_vips]),
+            _address_map("ip daddr", dict.fromkeys(closed_vips, "goto refuse")),
             "type filter hook output priority filter",
         ),
     ]
@@ -188,15 +184,16 @@ def _entry_chains(topology: Topology, sandbox: Sandbox, interface: str) -> list[
     """Remember by which host a connection came in, and send the answers back there."""
     assert topology.ingress
     subnet = next(n.subnet for n in topology.networks if n.id == topology.ingress.network)
-    marks = ", ".join(
-        f"{gateway.mac} : {return_mark(gateway.address, subnet):#x}"
+    marks = {
+        gateway.mac: return_mark(gateway.address, subnet)
         for gateway in sorted(topology.ingress.gateways, key=lambda g: int(g.address))
-    )
+    }
+    elements = ", ".join(f"{mac} : {mark:#x}" for mac, mark in marks.items())
     arrived, marked = f'iifname "{interface}"', f"ct mark & {MARK_MASK:#x}"
     chains = [
         Chain(
             "entry",
-            (f"{arrived} ct direction original ct mark set ether saddr map {{ {marks} }}",)
+            (f"{arrived} ct direction original ct mark set ether saddr map {{ {elements} }}",)
             if marks
             else (),
             "type filter hook prerouting priority mangle",
@@ -320,17 +317,17 @@ def _vxlan_guard(topology: Topology) -> tuple[str, ...]:
     )
 
 
-def _port_map(verdicts: dict[str, str]) -> tuple[str, ...]:
+def _port_map(verdicts: Mapping[str, str]) -> tuple[str, ...]:
     elements = [f"{key} : {verdict}" for key, verdict in verdicts.items() if key]
     if not elements:
         return ()
     return (f"meta l4proto . th dport vmap {{ {', '.join(elements)} }}",)
 
 
-def _address_map(match: str, verdicts: Sequence[tuple[IPAddress, str]]) -> tuple[str, ...]:
+def _address_map(match: str, verdicts: Mapping[IPAddress, str]) -> tuple[str, ...]:
     if not verdicts:
         return ()
-    elements = ", ".join(f"{address} : {verdict}" for address, verdict in verdicts)
+    elements = ", ".join(f"{address} : {verdict}" for address, verdict in verdicts.items())
     return (f"{match} vmap {{ {elements} }}",)
 
 
