@@ -38,9 +38,9 @@ certificate need a new join; here they renew.
 Left out: revocation lists and OCSP (the store is asked), session resumption (it would outlive a
 removal), key kinds other than P-256 for our own keys (Ed25519 is accepted from others).
 
-The modules: keys, certificates, authority, trust, admission, tokens (what is said and decided);
-credentials (TLS contexts), sealing and keyring (data at rest, epoch keys), vault (the files),
-rotation (of the root), messages (of sl-ca/1).
+The modules: keys, certificates, authority, trust, admission, gate, tokens (what is said and
+decided); credentials (TLS contexts), sealing and keyring (data at rest, epoch keys), vault (the
+files), rotation (of the root), messages (of sl-ca/1).
 """
 
 from swarmlet.identity.admission import (
@@ -52,11 +52,13 @@ from swarmlet.identity.admission import (
     accept,
     admit,
     admit_unlisted,
+    ended,
     keys_after_renewal,
 )
 from swarmlet.identity.authority import CertificateAuthority, new_cluster_id
 from swarmlet.identity.certificates import BadCertificate, NodeCertificate, Role, lesser
 from swarmlet.identity.credentials import Credentials, joining_context
+from swarmlet.identity.gate import CertificateGate, ClusterClock, StoreGate
 from swarmlet.identity.keyring import EpochKey, Keyring, first_keyring
 from swarmlet.identity.keys import BadKey, BadRequest, KeyPair, check_request_untrusted, node_id_of
 from swarmlet.identity.messages import (
@@ -103,6 +105,8 @@ __all__ = [
     "BadRequest",
     "BadSeal",
     "CertificateAuthority",
+    "CertificateGate",
+    "ClusterClock",
     "Credentials",
     "DamagedIdentity",
     "EpochKey",
@@ -126,6 +130,7 @@ __all__ = [
     "RenewRequest",
     "Rights",
     "Role",
+    "StoreGate",
     "Token",
     "TokenFault",
     "TrustAnswer",
@@ -138,6 +143,7 @@ __all__ = [
     "admit_unlisted",
     "check_request_untrusted",
     "derive_key",
+    "ended",
     "first_keyring",
     "format_unlock_key",
     "joining_context",

@@ -46,6 +46,9 @@ class Reason(enum.StrEnum):
     WRONG_NODE = "wrong-node"  # another node answers at that address
     WRONG_ROLE = "wrong-role"
     OFFLINE_TOO_LONG = "offline-too-long"
+    NO_CERTIFICATE = "no-certificate"
+    NOT_SERVED = "not-served"  # not a protocol of a node of this role
+    BUSY = "busy"
 
 
 class Refused(Exception):
