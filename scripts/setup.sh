@@ -27,6 +27,30 @@ packages() {
     die "apt-get install ${missing[*]} failed: see above"
 }
 
+# peer_packages NAME...: like packages, for what we measure against: some of these start daemons
+# when they are installed, which this machine did not ask for. They are neither started nor enabled.
+peer_packages() {
+  local policy=/usr/sbin/policy-rc.d ours= unit name new=()
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || new+=("$name")
+  done
+  [ ${#new[@]} -gt 0 ] || return 0
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' > $policy
+    chmod 755 $policy
+    trap "rm -f $policy" EXIT
+    ours=1
+  fi
+  packages "${new[@]}"
+  [ -z "$ours" ] || { rm -f $policy; trap - EXIT; }
+  [ -d /run/systemd/system ] || return 0
+  for name in "${new[@]}"; do
+    for unit in $(dpkg -L "$name" | sed -n 's|^.*/systemd/system/\([^/@]*\.\(service\|socket\)\)$|\1|p'); do
+      systemctl -q disable "$unit" || true
+    done
+  done
+}
+
 # docker_client: the stock docker client and no daemon. Debian 13 has a package for it; of
 # Debian 12's docker.io only the one file is unpacked, since installing it starts a daemon that
 # rewrites the machine's firewall.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from scripts import levels
+from scripts.benchmarks.__main__ import NAMES, module_of, question
+from scripts.benchmarks.accounts import account, size_of
+from scripts.benchmarks.report import Report, save
+from tests.lab import Lab, eventually
 
 ROOT = Path(__file__).parent.parent
 SHELL = [
@@ -70,3 +75,76 @@ def test_every_level_of_the_suite_is_run() -> None:
     ]
     by_hand = {"level6"}
     assert {marks for marks, _ in levels.LEVELS.values()} >= set(marks) - by_hand
+
+
+def test_a_report_has_medians_and_the_ratio_of_ours_to_the_peers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    report = Report("Docker Swarm")
+    for ours, peer in ((1.0, 4.0), (3.0, 5.0), (2.0, 30.0)):
+        report.add("swarmlet", "start", "s", ours)
+        report.add("Docker Swarm", "start", "s", peer)
+    report.add("swarmlet", "puts", "1/s", 5000.0, better="more")
+    save(report, tmp_path / "figures.json")
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert told["rows"] == [
+        {
+            "row": "start",
+            "unit": "s",
+            "better": "less",
+            "ours": 2.0,
+            "peer": 5.0,
+            "peer_name": "Docker Swarm",
+            "ratio": 0.4,
+            "runs": 3,
+        },
+        {
+            "row": "puts",
+            "unit": "1/s",
+            "better": "more",
+            "ours": 5000.0,
+            "peer": None,
+            "peer_name": "Docker Swarm",
+            "ratio": None,
+            "runs": 1,
+        },
+    ]
+    assert told["machine"]["cpus"] >= 1
+    assert told["commit"]
+    lines = report.table().splitlines()
+    assert lines[1].split() == ["start", "s", "2", "5", "0.4", "less", "3"]
+    assert "swarmlet" in capsys.readouterr().out
+
+
+def test_every_benchmark_has_a_question_and_its_peer_a_package() -> None:
+    packages = (ROOT / "scripts" / "benchmarks" / "peers.txt").read_text()
+    written = [name for name in NAMES if module_of(name)]
+    assert {"swarm", "footprint"} <= set(written)
+    for name in written:
+        assert question(name).endswith("?")
+        assert f"{name}: " in packages
+
+
+@pytest.mark.level4
+async def test_what_a_host_costs_is_counted_without_its_containers(tmp_path: Path) -> None:
+    async with Lab(1) as lab:
+        host = lab.hosts[0]
+        assert account(host).processes == 0
+        await host.popen("sleep", "600")
+        await host.popen("unshare", "--pid", "--fork", "sleep", "600")
+        await eventually(host.container_pids)
+        counted = account(host)
+        assert counted.processes == 2  # sleep and unshare, not what unshare contains
+        assert 0 < counted.proportional_bytes <= counted.resident_bytes
+        write = "open('/var/tmp/{}', 'wb').write(b'x' * 4096 * 8); import time; time.sleep(600)"
+        path = f"swarmlet-bench-{lab.number}"
+        await host.popen(sys.executable, "-c", write.format(path))
+        try:
+            found = await eventually(
+                lambda: account(host), until=lambda one: one.written_bytes >= 4096 * 8
+            )
+            assert found.cpu_seconds > 0
+        finally:
+            Path("/var/tmp", path).unlink(missing_ok=True)
+    (tmp_path / "file").write_bytes(b"x" * 10_000)
+    assert size_of(tmp_path) >= 10_000
