@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -12,11 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 UNIT = Path("/etc/systemd/system/swarmlet.service")
+#: What the daemon reads when no --config is given.
+CONFIG = Path("/etc/swarmlet/swarmlet.toml")
 #: sd_booted(3): this folder exists if and only if systemd is the init of this machine.
 BOOTED = Path("/run/systemd/system")
 #: Seconds of silence after which systemd kills a daemon whose loop hangs, and starts it again.
@@ -41,18 +45,32 @@ class Places:
     prefix: str = "swl"  # of kernel objects
 
 
-def places_of_unit(text: str) -> Places:
-    """What a unit that `unit` wrote tells about where its daemon has its things. Pure."""
-    started = re.search(r"^ExecStart=(.*)$", text, re.MULTILINE)
+def places_of(unit_text: str, config_text: str) -> Places:
+    """Where the daemon has its things, by its unit and its configuration file. Pure.
+
+    The unit's options win over the file, as they do for the daemon. A file that cannot be read
+    says nothing: the daemon did not start with it either.
+    """
+    started = re.search(r"^ExecStart=(.*)$", unit_text, re.MULTILINE)
     line = started[1].replace("%%", "%").replace("$$", "$") if started else ""
-    words = shlex.split(line)
-    options = dict(itertools.pairwise(words))
+    options = dict(itertools.pairwise(shlex.split(line)))
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        for key, value in tomllib.loads(config_text).items():
+            options.setdefault(f"--{key.replace('_', '-')}", str(value))
     places = Places()
     return Places(
         state_dir=Path(options.get("--state-dir", places.state_dir)),
         run_dir=Path(options.get("--run-dir", places.run_dir)),
         cgroup_parent=options.get("--cgroup-parent", places.cgroup_parent),
     )
+
+
+def configured_places() -> Places:
+    """The places of the daemon that is installed here; the defaults if none is."""
+    unit_text = UNIT.read_text() if UNIT.exists() else ""
+    named = re.search(r"--config[ =](\S+)", unit_text)
+    config = Path(named[1]) if named else CONFIG
+    return places_of(unit_text, config.read_text() if config.is_file() else "")
 
 
 def unit(command: Sequence[str]) -> str:

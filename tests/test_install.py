@@ -31,13 +31,14 @@ async def host() -> AsyncIterator[Host]:
 # The unit, as text.
 
 
-def test_places_are_read_back_from_the_unit() -> None:
+def test_places_are_read_back_from_the_unit_and_the_configuration() -> None:
     command = ["/opt/my apps/swarmlet", "daemon", "--state-dir", "/data/100% $sure"]
-    text = install.unit([*command, "--cgroup-parent", "machine/swl", "--name", 'a"b'])
-    assert install.places_of_unit(text) == Places(
+    text = install.unit([*command, "--name", 'a"b'])
+    config = 'state_dir = "/elsewhere"\ncgroup-parent = "machine/swl"\ndata_path_port = 1\n'
+    assert install.places_of(text, config) == Places(
         state_dir=Path("/data/100% $sure"), cgroup_parent="machine/swl"
     )
-    assert install.places_of_unit("") == Places()
+    assert install.places_of("", "") == install.places_of("", "no = [toml") == Places()
 
 
 @pytest.mark.level4

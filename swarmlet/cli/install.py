@@ -74,9 +74,7 @@ def uninstall(
     """
     service = importlib.import_module("swarmlet.install")
     remover = importlib.import_module("swarmlet.uninstall")
-    known = service.Places()
-    if service.UNIT.exists():
-        known = service.places_of_unit(service.UNIT.read_text())
+    known = service.configured_places()
     where = replace(
         known,
         state_dir=Path(state_dir).absolute() if state_dir else known.state_dir,
