@@ -94,11 +94,12 @@ class Enrolment(typing.Protocol):
 
     async def join(
         self, token: Token, public_key: bytes, facts: JoinFacts, address: str
-    ) -> Issued | JoinPending:
+    ) -> Issued | JoinPending | JoinRefused:
         """Verify *token*, write the node into the store and sign, in one transaction.
 
         *public_key* (SPKI) is proven to be the caller's. A node that the store knows by this same
         key is not a second node and takes no second use off the token: its answer was lost.
+        A manager that asked the leader returns the leader's answer, whatever it is.
 
         Raises:
             InvalidToken, EnrolmentUnavailable.
@@ -281,7 +282,8 @@ class CertificateAuthorityService:
     async def _join(self, peer: Peer, request: JoinRequest) -> object:
         now = trio.current_time()
         failures = self._failures.of(peer.address[0], now)
-        if not failures.has(now):
+        # A manager hands on what others asked it, and has counted their failures itself.
+        if peer.role is not Role.MANAGER and not failures.has(now):
             return _refused(
                 JoinFault.BUSY,
                 "too many wrong tokens came from this address: wait a minute, then try again with "
@@ -305,6 +307,8 @@ class CertificateAuthorityService:
             return _refused(JoinFault.UNAVAILABLE, str(exc))
         except EnrolmentRefused as exc:
             return _refused(exc.fault, exc.text)
+        if isinstance(answer, JoinRefused) and answer.fault is JoinFault.TOKEN:
+            failures.take(now)
         if isinstance(answer, Issued):
             logger.info("node joined node=%s address=%s", answer.node, peer.address[0])
         return answer
