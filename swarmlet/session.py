@@ -32,6 +32,7 @@ from swarmlet.model import (
     NodeId,
     Observation,
     PortConfig,
+    Role,
     ServiceId,
     TaskId,
     TaskTemplate,
@@ -59,6 +60,14 @@ class Report:
     seen: Observation
 
 
+@dataclass(frozen=True, slots=True)
+class HeldImage:
+    """An image that a node holds whole: its digest, and the names it has there."""
+
+    digest: str
+    references: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """*complete* reports hold every task that the agent knows of."""
@@ -69,7 +78,7 @@ class Hello:
     epoch: int = 0
     index: int = 0
     reports: tuple[Report, ...] = ()
-    images: tuple[str, ...] = ()
+    images: tuple[HeldImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +149,9 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Every image (manifest digest) that this node holds whole."""
+    """Every image that this node holds whole."""
 
-    digests: tuple[str, ...] = ()
+    images: tuple[HeldImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +188,27 @@ class Farewell:
     seconds: float = 0.0
 
 
+# Raft (sl-raft/1): the first frame of a stream; raft's own messages follow.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaftHello:
+    """Who speaks on this stream, and where it is reached; *to* is the server that is meant."""
+
+    server: int
+    to: int
+    address: str
+    port: int
+    snapshot: bool = False  # one snapshot follows, and its receipt is the answer
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReceipt:
+    """The snapshot is on disk here; or *error* says why not."""
+
+    error: str = ""
+
+
 # Blobs of images, from node to node (sl-sync/1): the answer, then the bytes in frames.
 
 
@@ -212,6 +242,8 @@ SessionMessage: TypeAlias = (
     | Farewell
     | BlobRequest
     | BlobAnswer
+    | RaftHello
+    | SnapshotReceipt
 )
 
 
@@ -239,6 +271,7 @@ class NodeView:
     address: str
     port: int
     ingress: Endpoint | None = None
+    role: Role = Role.WORKER  # what it is to be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

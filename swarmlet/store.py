@@ -12,7 +12,8 @@ from typing import Protocol
 
 import trio
 
-from raft import Committed, Dropped, ServerId, Unknown
+from raft.machine import Committed, Dropped, Unknown
+from raft.messages import ServerId
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
 from swarmlet.state import (
     CHANGE_BYTES_MAX,
@@ -53,7 +54,10 @@ class Log(Protocol):
     """What the store needs of Raft (raft.Replica)."""
 
     async def propose(
-        self, command: bytes, *, patience: float
+        self,
+        command: bytes,
+        *,
+        timeout: float,  # noqa: ASYNC109 (running out is an outcome)
     ) -> Committed | Dropped | Unknown: ...
 
 
@@ -117,7 +121,7 @@ class Store:
         assert self._log is not None, "no log is attached"
         command = COMMAND_FORMAT + pack(change)
         assert len(command) <= CHANGE_BYTES_MAX, f"a change of {len(command)} bytes"
-        outcome = await self._log.propose(command, patience=patience)
+        outcome = await self._log.propose(command, timeout=patience)
         match outcome:
             case Committed(result=Applied(index)):
                 return index

@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgpack
 
 from raft import messages as raft
+from raft.snapshots import SnapshotHeader
 from swarmlet import session
 from swarmlet.codec import BadMessage, decoder_of, encoder_of, plain_untrusted
 from swarmlet.identity import messages as identity
@@ -43,6 +44,9 @@ TYPES: dict[int, type[Any]] = {
     10: raft.ReadRequest,
     11: raft.ReadReply,
     12: raft.Propose,
+    13: session.RaftHello,
+    14: SnapshotHeader,
+    15: session.SnapshotReceipt,
     # swim
     32: swim.Ping,
     33: swim.Ack,

@@ -113,6 +113,7 @@ PURE = {
     "swarmlet/manager/allocator.py",
     "swarmlet/manager/assignments.py",
     "swarmlet/manager/liveness.py",
+    "swarmlet/manager/membership.py",
     "swarmlet/manager/changes.py",
     "swarmlet/manager/decisions.py",
     "swarmlet/manager/placement.py",

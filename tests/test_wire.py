@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from raft import messages as raft
+from raft.snapshots import SnapshotHeader
 from swarmlet import session, wire
 from swarmlet.codec import BadMessage
 from swarmlet.identity import TrustBundle
@@ -49,6 +50,9 @@ SAMPLES: list[Any] = [
     raft.ReadRequest(b"context", True),
     raft.ReadReply(3, 7, b"context"),
     raft.Propose((ENTRY,)),
+    session.RaftHello(server=5, to=6, address="10.0.0.1", port=7947, snapshot=True),
+    SnapshotHeader(3, SNAPSHOT, 100, b"digest"),
+    session.SnapshotReceipt("disk full"),
     swim.Ping(1, SHORT, 1 << 32, swim.State.SUSPECT),
     swim.Ack(1, 1 << 32),
     swim.PingReq(1, SHORT, 1 << 32, swim.State.SUSPECT),
@@ -67,7 +71,7 @@ SAMPLES: list[Any] = [
         epoch=1,
         index=9,
         reports=(REPORT,),
-        images=("d",),
+        images=(session.HeldImage("d", ("web:1",)),),
     ),
     session.Welcome(epoch=1, term=2, heartbeat=2.0, now=1.5, managers=(MANAGER,)),
     session.Redirect(reason="not the leader", leader=MANAGER, managers=(MANAGER,)),
@@ -82,7 +86,7 @@ SAMPLES: list[Any] = [
     ),
     session.Ack(1, 9),
     session.Status(reports=(REPORT,), facts=FACTS),
-    session.Images(("d",)),
+    session.Images((session.HeldImage("d", ("web:1",)),)),
     session.Heartbeat(1.5),
     session.Probe(1, NodeId("n"), "10.0.0.1", 7947),
     session.Probed(1, session.Reach.REFUSED),

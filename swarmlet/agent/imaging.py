@@ -90,7 +90,7 @@ class Images:
     """Brings in what tasks need; two tasks that need the same image wait for one transfer."""
 
     def __init__(self, store: ImageStore, own: NodeId, dial: Dial) -> None:
-        self._store = store
+        self.store = store
         self._own = own
         self._dial = dial
         self._assignment = Assignment()
@@ -107,18 +107,18 @@ class Images:
         """
         name, _, digest = image.partition("@")
         if not digest:
-            digest = self._store.resolve(name).digest
+            digest = self.store.resolve(name).digest
         if not self._is_here(digest):
             async with self._fetching.setdefault(digest, trio.Lock()):
                 if not self._is_here(digest):
                     await self._fetch(name, digest)
             self._fetching.pop(digest, None)
-        layers = await self._store.unpack(Digest(digest))
+        layers = await self.store.unpack(Digest(digest))
         paths = tuple(str(path) for path in reversed(layers))
-        return UnpackedImage(digest, self._store.config(Digest(digest)), paths)
+        return UnpackedImage(digest, self.store.config(Digest(digest)), paths)
 
     def _is_here(self, digest: str) -> bool:
-        return self._store.is_complete(Digest(digest))
+        return self.store.is_complete(Digest(digest))
 
     async def _fetch(self, name: str, digest: str) -> None:
         failure: Exception | None = None
@@ -129,7 +129,7 @@ class Images:
             if not sources:
                 continue
             try:
-                await self._store.fetch(Digest(digest), *sources, reference=name)
+                await self.store.fetch(Digest(digest), *sources, reference=name)
             except (ImageError, OSError, EndOfStream) as exc:
                 failure = exc
                 continue

@@ -7,6 +7,7 @@ to run what is assigned.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -22,6 +23,7 @@ from swarmlet.session import (
     Assign,
     Farewell,
     Heartbeat,
+    HeldImage,
     Hello,
     Images,
     ManagerView,
@@ -61,7 +63,7 @@ class Link:
         facts: Callable[[], NodeFacts],
         position: Callable[[], tuple[int, int]],
         observations: Callable[[], Mapping[TaskId, Observation]],
-        images: Callable[[], tuple[str, ...]],
+        images: Callable[[], tuple[HeldImage, ...]],
         assign: Callable[[Assign], Awaitable[int | None]],
         begin: Callable[[Welcome], None],
         reach: ReachNode,
@@ -85,10 +87,22 @@ class Link:
         self._farewell: float | None = None
         self._stream: FrameStream | None = None
         self._hint: ManagerView | None = None
-        self._images_told: tuple[str, ...] = ()
+        self._images_told: tuple[HeldImage, ...] = ()
         self._facts_told: NodeFacts | None = None
         self.connected = False
         self.last_error = ""
+        self._changed = Bell()
+
+    async def wait_connected(self) -> None:
+        """Return once a session is open."""
+        while not self.connected:
+            await self._changed.wait_beyond(self._changed.rung)
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The manager of the session that is open."""
+        return self._hint.node if self.connected and self._hint is not None else None
 
     def report(self, task: TaskId, observation: Observation) -> None:
         """Tell the leader soon; several reports of one task become the last."""
@@ -160,10 +174,14 @@ class Link:
                         return False, leader
                     case Welcome():
                         opened = True
-                        self._stream, self.connected, self._hint = stream, True, manager
+                        self._stream, self.connected = stream, True
+                        self._hint = dataclasses.replace(
+                            manager, node=NodeId(stream.peer.node or manager.node)
+                        )
                         self.last_error = ""
                         logger.info("session opened manager=%s", stream.peer)
                         self._begin(answer)
+                        self._changed.ring()
                         await self._live(stream, answer)
         except* (OSError, EndOfStream, BadMessage) as failures:
             self._complain(f"manager {manager.address}:{manager.port}: {_first(failures)}")
@@ -234,6 +252,7 @@ class Link:
         while True:
             await trio.sleep(period * self._rng.uniform(0.9, 1.1))
             await stream.send(Heartbeat())
+            self._news.ring()  # what nobody poked about: images that came or went
 
     async def _tell_forever(self, stream: FrameStream) -> None:
         while True:

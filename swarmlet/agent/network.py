@@ -10,11 +10,10 @@ import ipaddress
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
-from overlay.reconciler import NotConverged
+from overlay import NotConverged, Reconciler, Resolver, views
 from overlay.topology import IPNetwork, Topology
 from swarmlet.agent.assignment import Assignment
 from swarmlet.agent.journal import Journal
@@ -28,19 +27,13 @@ logger = logging.getLogger(__name__)
 RETRY = 1.0
 #: Seconds that a task waits for its sandbox.
 ATTACH_PATIENCE = 30.0
+#: Seconds that a pass waits for the resolver to listen in new sandboxes.
+RESOLVER_PATIENCE = 2.0
 NETNS_FOLDER = "netns"
 
 
 class NetworkFailed(Exception):
     """The sandbox's network could not be made; the text says what differs."""
-
-
-class Reconciler(Protocol):
-    async def converge(self, topology: Topology) -> None: ...
-
-
-class Resolver(Protocol):
-    def update(self, topology: Topology) -> None: ...
 
 
 class HostNetwork:
@@ -134,15 +127,22 @@ class HostNetwork:
         try:
             topology = await self._topology()
             await self._reconciler.converge(topology)
-            self._resolver.update(topology)
+            await self._serve_names(topology)
             self._fail({})
         except NotConverged as exc:
-            self._resolver.update(topology)
+            await self._serve_names(topology)
             self._fail(dict.fromkeys(exc.namespaces, str(exc)))
         except (OSError, ValueError) as exc:
             self._fail(dict.fromkeys(self._sandboxes or {"*"}, str(exc)))
         self._granted = wish
         self._done.ring()
+
+    async def _serve_names(self, topology: Topology) -> None:
+        """A task must not start before its resolver answers."""
+        names = views(topology)
+        self._resolver.update(names)
+        with trio.move_on_after(RESOLVER_PATIENCE):
+            await self._resolver.wait_serving(names)
 
     def _fail(self, failures: dict[str, str]) -> None:
         if failures and failures != self._failures:

@@ -131,6 +131,7 @@ class Worker:
         self._connected = connected
         self._report = report
         self._entries: dict[TaskId, Entry] = {}
+        self._cleared = Bell()
         self._assignment = Assignment()
         self._nursery: trio.Nursery | None = None
 
@@ -186,6 +187,12 @@ class Worker:
                 if entry.interrupt is not None:
                     entry.interrupt.cancel()
                 entry.bell.ring()
+
+    async def stop_all(self) -> None:
+        """End every task of this node, which leaves the cluster."""
+        self.assign(Assignment())
+        while self._entries:
+            await self._cleared.wait_beyond(self._cleared.rung)
 
     async def _adopt(self, assignment: Assignment) -> None:
         """Take over containers that outlived the daemon; remove those that nobody wants."""
@@ -449,17 +456,16 @@ class Worker:
 
     async def _clear(self, entry: Entry) -> None:
         """The task is gone from the assignment: leave nothing of it."""
-        task_gone = trio.CancelScope(shield=False)
-        with task_gone:
-            if entry.local.phase is Phase.RUNNING:
-                await trio.sleep(DRAIN_SECONDS)
-                try:
-                    await self._supervisor.stop(entry.container)
-                except WORLD as exc:
-                    logger.warning("container not stopped id=%s reason=%s", entry.container, exc)
-            await self._forget_container(entry)
-            self._network.detach(entry.id)
+        if entry.local.phase is Phase.RUNNING:
+            await trio.sleep(DRAIN_SECONDS)
+            try:
+                await self._supervisor.stop(entry.container)
+            except WORLD as exc:
+                logger.warning("container not stopped id=%s reason=%s", entry.container, exc)
+        await self._forget_container(entry)
+        self._network.detach(entry.id)
         self._entries.pop(entry.id, None)
+        self._cleared.ring()
 
     async def _forget_container(self, entry: Entry) -> None:
         if entry.container:

@@ -260,8 +260,8 @@ class Dispatcher:
                         await self._record_facts(node, facts)
                     now = self._leadership.now()
                     observations.report(node, reports, complete=False, now=now)
-                case Images(digests):
-                    observations.hold_images(node, digests)
+                case Images(images):
+                    observations.hold_images(node, images)
                 case Probed(number, reach):
                     self._probed(node, number, reach)
                 case Farewell(seconds):

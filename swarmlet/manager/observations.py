@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from swarmlet.manager.view import View
 from swarmlet.model import Connection, NodeId, Observation, TaskId
-from swarmlet.session import Report
+from swarmlet.session import HeldImage, Report
 from swarmlet.state import ClusterState
 from swarmlet.waiting import Bell
 
@@ -24,7 +24,7 @@ class Observations:
         self._ready_since: dict[TaskId, float] = {}
         self._reported: set[NodeId] = set()
         self._acknowledged: dict[NodeId, int] = {}
-        self._images: dict[NodeId, frozenset[str]] = {}
+        self._images: dict[NodeId, tuple[HeldImage, ...]] = {}
         self._connections: Mapping[NodeId, Connection] = {}
         self._explanations: Mapping[TaskId, str] = {}
 
@@ -60,8 +60,8 @@ class Observations:
             self._acknowledged[node] = index
             self._bell.ring()
 
-    def hold_images(self, node: NodeId, digests: Iterable[str]) -> None:
-        self._images[node] = frozenset(digests)
+    def hold_images(self, node: NodeId, images: Iterable[HeldImage]) -> None:
+        self._images[node] = tuple(images)
         self._bell.ring()
 
     def leave(self, node: NodeId) -> None:
@@ -92,10 +92,19 @@ class Observations:
     def holders(self) -> dict[str, frozenset[NodeId]]:
         """The nodes that hold an image whole, by its digest."""
         holders: dict[str, set[NodeId]] = {}
-        for node, digests in self._images.items():
-            for digest in digests:
-                holders.setdefault(digest, set()).add(node)
+        for node, images in self._images.items():
+            for image in images:
+                holders.setdefault(image.digest, set()).add(node)
         return {digest: frozenset(nodes) for digest, nodes in holders.items()}
+
+    def digests_named(self, reference: str) -> dict[str, list[NodeId]]:
+        """The digests that *reference* means on the nodes that have it."""
+        found: dict[str, list[NodeId]] = {}
+        for node, images in sorted(self._images.items()):
+            for image in images:
+                if reference in image.references:
+                    found.setdefault(image.digest, []).append(node)
+        return found
 
     def view(self, state: ClusterState, *, now: float, led_from: int) -> View:
         return View(

@@ -1,0 +1,571 @@
+"""The daemon: one process a host, in a swarm or out of it.
+
+A shell. Always there: the image store, the container supervisor and the API's socket. A Node is
+there while this host belongs to a cluster; init, join, leave and a change of role begin and end
+one.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from importlib.metadata import version
+
+import msgpack
+import trio
+
+from raft.replica import Replica
+from swarmlet.api.backend import (
+    Event,
+    InitRequest,
+    JoinRequest,
+    LocalState,
+    LocalStatus,
+    ManagerAddress,
+    Member,
+    TaskContainer,
+)
+from swarmlet.api.server import make_router, serve_unix
+from swarmlet.daemon.config import BadState, Membership, Settings, own_address, parse_address
+from swarmlet.daemon.events import EventBus
+from swarmlet.daemon.manager import RAFT_FOLDER, Founding, cluster_bytes
+from swarmlet.daemon.node import JOURNAL, RAFT_KEY_PURPOSE, Node
+from swarmlet.daemon.pinning import ImagePinner
+from swarmlet.identity import (
+    CertificateAuthority,
+    Credentials,
+    DamagedIdentity,
+    Issued,
+    JoinFacts,
+    KeyPair,
+    Locked,
+    MistypedToken,
+    TrustBundle,
+    Vault,
+    derive_key,
+    new_cluster_id,
+    node_id_of,
+    parse_token,
+)
+from swarmlet.identity import Role as CertificateRole
+from swarmlet.images.store import ImageStore
+from swarmlet.manager.control import Control
+from swarmlet.manager.errors import Conflicting, ControlError, Unavailable
+from swarmlet.manager.observations import Observations
+from swarmlet.model import NodeId, NodeSpec, Role, TaskId
+from swarmlet.runtime.supervisor import Supervisor
+from swarmlet.transport import ConnectFailed, EnrolmentRefused, Protocol, enrol, renew
+
+logger = logging.getLogger(__name__)
+
+IDENTITY_FOLDER, IMAGES_FOLDER = "identity", "images"
+#: Seconds that init waits for its own vote and the first entries.
+FOUND_PATIENCE = 20.0
+#: Seconds that join waits for the first session; the node goes on trying after that.
+SESSION_PATIENCE = 15.0
+#: How long a planned restart of the daemon is said to take.
+BACK_IN = 30.0
+#: A certificate is renewed at a random moment between these parts of its life (swarmkit's rule).
+RENEW_FROM, RENEW_TO = 0.5, 0.8
+RENEW_RETRY = 60.0
+RENEW_LOOK = 3600.0
+
+
+class Daemon:
+    """swarmlet.api.backend.LocalNode of this host."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.images = ImageStore(settings.state_dir / IMAGES_FOLDER)
+        self.supervisor = Supervisor(
+            run_dir=settings.run_dir,
+            state_dir=settings.state_dir,
+            cgroup_parent=settings.cgroup_parent,
+        )
+        self.events = EventBus()
+        self.node: Node | None = None
+        self._vault = Vault(settings.state_dir / IDENTITY_FOLDER)
+        self._rng = random.SystemRandom()
+        self._nursery: trio.Nursery | None = None
+        self._node_scope = trio.CancelScope()
+        self._node_gone = trio.Event()
+        self._changing = trio.Lock()  # one init, join or leave at a time
+        self._pending = False
+        self._error = ""
+
+    # Life.
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started() once the API answers."""
+        router = make_router(self)
+        self._respond = router.respond
+        async with trio.open_nursery() as foundation:
+            await foundation.start(self.images.run)
+            await foundation.start(self.supervisor.run)
+            foundation.start_soon(self.events.follow_containers, self.supervisor)
+            async with trio.open_nursery() as work:
+                self._nursery = work
+                await self._resume()
+                await work.start(serve_unix, self.settings.socket_path, self._respond)
+                work.start_soon(self._keep_certificate)
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def stop(self) -> None:
+        """Before the cancellation: say goodbye where it helps."""
+        if self.node is not None:
+            with trio.move_on_after(5.0):
+                await self.node.stop(back_in=BACK_IN)
+
+    async def _resume(self) -> None:
+        """Be the node again that this host was, with no manager in reach if need be."""
+        try:
+            membership = Membership.load(self.settings.state_dir)
+            if membership is None:
+                await self._wipe()  # what an unfinished init or join left
+                return
+            credentials = self._vault.load()
+            if credentials is None:
+                raise BadState(
+                    f"the identity in {self._vault.folder} is gone: put a copy back, or run "
+                    "`swarmlet leave --force` and join again"
+                )
+            await self._begin(membership, credentials)
+        except (BadState, DamagedIdentity, Locked, OSError) as exc:
+            self._error = str(exc)
+            logger.error("node not started reason=%s", exc)
+
+    async def _begin(
+        self, membership: Membership, credentials: Credentials, founding: Founding | None = None
+    ) -> Node:
+        assert self._nursery is not None
+        pinner = ImagePinner(self.images, self._observations)
+        node = Node(
+            settings=self.settings,
+            membership=membership,
+            vault=self._vault,
+            credentials=credentials,
+            supervisor=self.supervisor,
+            images=self.images,
+            respond=self._respond,
+            pin_image=pinner.pin,
+            rng=random.Random(self._rng.getrandbits(64)),
+        )
+        self._node_gone = trio.Event()
+        self.node = node
+        try:
+            await self._nursery.start(self._live, node, founding)
+        except BaseException:
+            self.node = None
+            raise
+        node.on_role = self._role_wanted
+        self._error = ""
+        logger.info("node started node=%s role=%s address=%s", node.id, node.role, node.address)
+        return node
+
+    async def _live(
+        self,
+        node: Node,
+        founding: Founding | None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        try:
+            with trio.CancelScope() as self._node_scope:
+                await node.run(founding=founding, task_status=task_status)
+        finally:
+            node.close()
+            self._node_gone.set()
+
+    async def _end(self) -> None:
+        self._node_scope.cancel()
+        await self._node_gone.wait()
+        self.node = None
+
+    def _observations(self) -> Observations | None:
+        term = self.node.manager.term if self.node is not None and self.node.manager else None
+        return term.leadership.observations if term is not None else None
+
+    # What the API asks.
+
+    @property
+    def status(self) -> LocalStatus:
+        node = self.node
+        common = {
+            "name": self.settings.host_name,
+            "version": version("swarmlet"),
+            "state_dir": str(self.settings.state_dir),
+            "cgroup_version": 1 if self.supervisor.host.hybrid else 2,
+        }
+        if node is None:
+            state = LocalState.ERROR if self._error else LocalState.INACTIVE
+            if self._pending:
+                state = LocalState.PENDING
+            return LocalStatus(state=state, error=self._error, **common)  # type: ignore[arg-type]
+        in_touch = node.agent.link.connected or node.manager is not None
+        names = {n.id: n.name for n in node.agent.nodes().values()}
+        return LocalStatus(
+            state=LocalState.ACTIVE if in_touch else LocalState.PENDING,
+            node_id=node.id,
+            cluster_id=node.cluster_id,  # type: ignore[arg-type]
+            role=node.role,
+            is_leader=self.control is not None,
+            leader=node.leader,
+            managers=tuple(
+                ManagerAddress(
+                    node=m.node, address=m.address, port=m.port, name=names.get(m.node, "")
+                )
+                for m in node.managers()
+            ),
+            address=node.address,
+            error="" if in_touch else node.agent.link.last_error,
+            **common,  # type: ignore[arg-type]
+        )
+
+    @property
+    def control(self) -> Control | None:
+        term = self.node.manager.term if self.node is not None and self.node.manager else None
+        return term.control if term is not None else None
+
+    async def dial_api(self, node: NodeId | None) -> trio.abc.HalfCloseableStream:
+        if self.node is None:
+            raise Unavailable("this node is not part of a swarm")
+        return await self.node.dial_api(node)
+
+    def task_containers(self) -> Mapping[TaskId, TaskContainer]:
+        if self.node is None:
+            return {}
+        networks = {n.id: n.name for n in self.node.agent.networks()}
+        found: dict[TaskId, TaskContainer] = {}
+        for id_, entry in self.node.agent.worker.tasks.items():
+            if entry.task is not None and entry.container:
+                state = self.supervisor.containers.get(entry.container)
+                found[id_] = TaskContainer(
+                    container=entry.container,
+                    name=entry.task.name,
+                    image=entry.task.template.container.image,
+                    labels=state.spec.annotations if state is not None else {},
+                    networks={
+                        networks.get(e.network, e.network): e.address for e in entry.task.endpoints
+                    },
+                )
+        return found
+
+    def members(self) -> Sequence[Member]:
+        node = self.node
+        if node is None or node.gossip is None:
+            return ()
+        names = {n.id: n.name for n in node.agent.nodes().values()}
+        found = []
+        for id_, view in sorted(node.gossip.members.items()):
+            is_manager = _is_manager(view.facts)
+            found.append(
+                Member(
+                    name=names.get(NodeId(id_), id_),
+                    state=view.state.name.lower(),
+                    address=view.address[0],
+                    port=view.address[1],
+                    incarnation=view.incarnation,
+                    role="manager" if is_manager else "worker",
+                    since=time.time() - view.since,
+                )
+            )
+        return found
+
+    def subscribe_events(
+        self,
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]:
+        return self.events.subscribe()
+
+    # Into a cluster and out of it.
+
+    async def init(self, request: InitRequest) -> NodeId:
+        """Make a new cluster with this node as its first manager."""
+        async with self._changing:
+            self._refuse_second("init")
+            try:
+                return await self._init(request)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._give_up()
+                raise
+
+    async def _init(self, request: InitRequest) -> NodeId:
+        listen, advertise = self._addresses(request.listen, request.advertise, None)
+        now = time.time()
+        cluster = new_cluster_id()
+        authority = CertificateAuthority.create(cluster, now=now)
+        key = await trio.to_thread.run_sync(self._vault.pending_key)
+        node_id = NodeId(node_id_of(key.public_key))
+        leaf = authority.issue(
+            key.public_key,
+            node=node_id,
+            role=CertificateRole.MANAGER,
+            now=now,
+            lifetime=request.spec.certificate_life,
+        )
+        trust = TrustBundle(roots=(authority.certificate,))
+        credentials = await self._adopt_identity((leaf,), trust)
+        raft_key = derive_key(self._vault.storage_key(), RAFT_KEY_PURPOSE)
+        folder = self.settings.state_dir / RAFT_FOLDER
+        await trio.to_thread.run_sync(Replica.bootstrap, folder, raft_key, cluster_bytes(cluster))
+        founding = Founding(
+            spec=request.spec,
+            ca_certificate=authority.certificate,
+            ca_key=authority.key.pem,
+            node=node_id,
+            node_spec=NodeSpec(role=Role.MANAGER, availability=request.availability),
+            public_key=key.public_key,
+            data_path_port=request.data_path_port or self.settings.data_path_port,
+        )
+        membership = Membership(
+            cluster=cluster, node=node_id, listen=listen, advertise=advertise, managers=[]
+        )
+        node = await self._begin(membership, credentials, founding)
+        with trio.move_on_after(FOUND_PATIENCE) as patience:
+            await node.agent.link.wait_connected()
+        if patience.cancelled_caught:
+            raise Unavailable(
+                f"the new cluster did not come up within {FOUND_PATIENCE:g} s: look at the log of "
+                "the daemon"
+            )
+        await trio.to_thread.run_sync(membership.store, self.settings.state_dir)
+        logger.info("cluster initialised cluster=%s node=%s", cluster, node_id)
+        return node_id
+
+    async def join(self, request: JoinRequest) -> NodeId:
+        """Make this host a node of the cluster whose token is given."""
+        async with self._changing:
+            self._refuse_second("join")
+            try:
+                return await self._join(request)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._give_up()
+                raise
+
+    async def _join(self, request: JoinRequest) -> NodeId:
+        try:
+            token = parse_token(request.token)
+            managers = [parse_address(text) for text in request.addresses]
+        except (MistypedToken, ValueError) as exc:
+            raise _bad_request(str(exc)) from exc
+        if not managers:
+            raise _bad_request("name the address of a manager to join: HOST:PORT")
+        listen, advertise = self._addresses(request.listen, request.advertise, managers[0][0])
+        key = await trio.to_thread.run_sync(self._vault.pending_key)
+        _, port = parse_address(listen)
+        facts = JoinFacts(
+            name=self.settings.host_name,
+            address=f"{advertise}:{port}",
+            version=version("swarmlet"),
+            facts={"availability": request.availability.value},
+        )
+        self._pending = True
+        try:
+            issued = await self._enrol(managers, token, key, facts)
+        finally:
+            self._pending = False
+        credentials = await self._adopt_identity(issued.chain, issued.bundle)
+        if credentials.role is CertificateRole.MANAGER:
+            await self._make_raft_log(credentials)
+        asked = [f"{host}:{port}" for host, port in managers]
+        membership = Membership(
+            cluster=credentials.cluster,
+            node=credentials.node,
+            listen=listen,
+            advertise=advertise,
+            managers=list(dict.fromkeys([*issued.managers, *asked])),
+        )
+        await trio.to_thread.run_sync(membership.store, self.settings.state_dir)
+        node = await self._begin(membership, credentials)
+        with trio.move_on_after(SESSION_PATIENCE):
+            await node.agent.link.wait_connected()
+        logger.info("cluster joined cluster=%s node=%s", node.cluster_id, node.id)
+        return node.id
+
+    async def _enrol(
+        self,
+        managers: Sequence[tuple[str, int]],
+        token: object,
+        key: KeyPair,
+        facts: JoinFacts,
+    ) -> Issued:
+        failures: list[str] = []
+        for address in managers:
+            try:
+                answer = await enrol(address, token, key, facts)  # type: ignore[arg-type]
+            except ConnectFailed as exc:
+                failures.append(str(exc))
+                continue
+            except EnrolmentRefused as exc:
+                raise _bad_request(exc.text) from exc
+            if isinstance(answer, Issued):
+                return answer
+            failures.append(answer.text or "a person has to approve this node first")
+        raise Unavailable("; ".join(failures))
+
+    async def leave(self, *, force: bool) -> None:
+        """Take this host out of its cluster: its tasks end, and nothing of it stays here."""
+        async with self._changing:
+            node = self.node
+            if node is None and not self._error:
+                raise ControlError("this node is not part of a swarm")
+            if node is not None and node.role is Role.MANAGER and not force:
+                raise ControlError(
+                    "this node is a manager: leaving takes its vote and its copy of the cluster's "
+                    "state away. Demote it first (`swarmlet node demote` on another manager), or "
+                    "leave with --force; if it is the last manager, the cluster ends with it"
+                )
+            if node is not None:
+                with trio.move_on_after(10.0):
+                    await node.leave()
+                await self._end()
+            self._error = ""
+            await self._wipe()
+            logger.info("cluster left")
+
+    def _refuse_second(self, what: str) -> None:
+        if self.node is not None:
+            raise Conflicting(
+                f"this node is part of a swarm already (as {self.node.role} of cluster "
+                f"{self.node.cluster_id}): run `swarmlet leave` before another {what}"
+            )
+        if self._error:
+            raise Conflicting(f"this node has state of a cluster that it cannot use: {self._error}")
+
+    def _addresses(self, listen: str, advertise: str, toward: str | None) -> tuple[str, str]:
+        listen = listen or self.settings.listen
+        advertise = advertise or self.settings.advertise
+        try:
+            _, port = parse_address(listen)
+            advertise = parse_address(advertise, port)[0] if advertise else own_address(toward)
+        except (ValueError, OSError) as exc:
+            raise _bad_request(str(exc)) from exc
+        return listen, advertise
+
+    async def _adopt_identity(self, chain: tuple[bytes, ...], trust: TrustBundle) -> Credentials:
+        def adopt() -> Credentials:
+            self._vault.store_pending(chain, trust)
+            return self._vault.promote_pending()
+
+        return await trio.to_thread.run_sync(adopt)
+
+    async def _make_raft_log(self, credentials: Credentials) -> None:
+        key = derive_key(self._vault.storage_key(), RAFT_KEY_PURPOSE)
+        folder = self.settings.state_dir / RAFT_FOLDER
+        await trio.to_thread.run_sync(
+            Replica.create, folder, key, cluster_bytes(credentials.cluster)
+        )
+
+    async def _give_up(self) -> None:
+        if self.node is not None:
+            await self._end()
+        await self._wipe()
+
+    async def _wipe(self) -> None:
+        """Forget the cluster: identity, log, assignment. Images and volumes stay."""
+
+        def wipe() -> None:
+            state = self.settings.state_dir
+            Membership.forget(state)
+            for name in (JOURNAL, f"{JOURNAL}-wal", f"{JOURNAL}-shm"):
+                with suppress(FileNotFoundError):
+                    (state / name).unlink()
+            shutil.rmtree(state / RAFT_FOLDER, ignore_errors=True)
+            self._vault.erase()
+
+        await trio.to_thread.run_sync(wipe)
+
+    # Certificates and roles.
+
+    def _role_wanted(self, role: Role) -> None:
+        """The store wants another role of this node: get the certificate, and begin anew."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._change_role, role)
+
+    async def _change_role(self, role: Role) -> None:
+        async with self._changing:
+            node = self.node
+            if node is None or node.role is role:
+                return
+            try:
+                credentials = await self._renew(node)
+            except (OSError, EnrolmentRefused) as exc:
+                logger.warning("role not changed wanted=%s reason=%s", role, exc)
+                await trio.sleep(1.0)
+                node.ask_for_role_again()
+                return
+            if credentials.role.value != role.value:
+                return
+            membership = node.membership
+            await node.stop(back_in=BACK_IN)
+            await self._end()
+            if role is Role.MANAGER:
+                await self._make_raft_log(credentials)
+            else:
+                folder = self.settings.state_dir / RAFT_FOLDER
+                await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            logger.info("role changed role=%s", role)
+            await self._begin(membership, credentials)
+
+    async def _renew(self, node: Node) -> Credentials:
+        """Get a certificate for a new key, in the role that the store has for this node."""
+        await trio.to_thread.run_sync(self._vault.discard_pending)
+        key = await trio.to_thread.run_sync(self._vault.pending_key)
+        stream = await node.dial_ca()
+        async with stream:
+            issued = await renew(stream, key)
+        pending = await trio.to_thread.run_sync(
+            self._vault.store_pending, issued.chain, issued.bundle
+        )
+        # It becomes the current one only after it has worked once.
+        proof = await node.transport.connect(
+            stream.peer.address, Protocol.SYNC, node=stream.peer.node, credentials=pending
+        )
+        await proof.aclose()
+        credentials = await trio.to_thread.run_sync(self._vault.promote_pending)
+        node.use(credentials)
+        logger.info("certificate renewed not_after=%.0f", credentials.certificate.not_after)
+        return credentials
+
+    async def _keep_certificate(self) -> None:
+        """Renew before the end, at a moment that is this node's own."""
+        share = self._rng.uniform(RENEW_FROM, RENEW_TO)
+        while True:
+            node = self.node
+            pause = RENEW_LOOK
+            if node is not None:
+                certificate = node.credentials.certificate
+                life = certificate.not_after - certificate.not_before
+                due = certificate.not_before + share * life - time.time()
+                if due <= 0:
+                    try:
+                        async with self._changing:
+                            await self._renew(node)
+                    except (OSError, EnrolmentRefused) as exc:
+                        logger.warning("certificate not renewed reason=%s", exc)
+                        pause = RENEW_RETRY
+                else:
+                    pause = min(due, RENEW_LOOK)
+            await trio.sleep(pause)
+
+
+def _is_manager(facts: bytes) -> bool:
+    try:
+        match msgpack.unpackb(facts):
+            case [_, bool(manager), *_]:
+                return manager
+    except (ValueError, msgpack.UnpackException):
+        pass
+    return False
+
+
+def _bad_request(text: str) -> ControlError:
+    error = ControlError(text)
+    error.status = 400
+    return error

@@ -1,0 +1,586 @@
+"""A node of a cluster, running: transport, gossip, agent, and on managers Raft and the store.
+
+A shell: composition. Nesting is dependency: the transport and gossip are outside, the agent and
+the manager inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import os
+import platform
+import random
+import socket
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import msgpack
+import trio
+
+from swarmlet import wire
+from swarmlet.agent.agent import Agent
+from swarmlet.agent.assignment import Assignment
+from swarmlet.agent.imaging import serve_blob
+from swarmlet.agent.journal import Journal
+from swarmlet.api.exchange import Peer as ApiPeer
+from swarmlet.api.http import Respond, serve_stream
+from swarmlet.codec import BadMessage
+from swarmlet.daemon.admission import NodeAdmission
+from swarmlet.daemon.config import Membership, Settings, parse_address
+from swarmlet.daemon.enrolment import CertificateDoor, ManagerEnrolment
+from swarmlet.daemon.manager import RAFT_FOLDER, Founding, Manager
+from swarmlet.identity import Credentials, Vault, derive_key, open_untrusted, seal
+from swarmlet.identity import Role as CertificateRole
+from swarmlet.images.store import ImageStore
+from swarmlet.manager.control import PinImage
+from swarmlet.manager.errors import Unavailable
+from swarmlet.manager.leadership import Leadership
+from swarmlet.model import NodeFacts, NodeId, Role
+from swarmlet.runtime.supervisor import Supervisor
+from swarmlet.session import BlobRequest, ManagerView, NodeView, Reach, Welcome
+from swarmlet.state import ClusterState
+from swarmlet.swim.config import PRESETS
+from swarmlet.swim.gossip import Gossip
+from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest
+from swarmlet.swim.sealing import Keyring
+from swarmlet.swim.views import Reachability, Transition
+from swarmlet.transport import (
+    ConnectFailed,
+    EndOfStream,
+    Framed,
+    FrameStream,
+    Peer,
+    PeerRefused,
+    Protocol,
+    Raw,
+    Transport,
+    open_listeners,
+)
+from swarmlet.transport.dial import TlsStream
+
+logger = logging.getLogger(__name__)
+
+RAFT_KEY_PURPOSE = b"raft log"
+JOURNAL_KEY_PURPOSE = b"agent journal"
+JOURNAL = "agent.db"
+#: Seconds for a stream to another node of which somebody waits.
+DIAL_WITHIN = 5.0
+#: Seconds of one try to reach a node for a confirmation.
+REACH_WITHIN = 0.8
+#: How often the floor of time is written, at most: an idle disk stays idle.
+FLOOR_INTERVAL = 86_400.0
+FACTS_VERSION = 1
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class _JournalSeal:
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def seal(self, plaintext: bytes, context: bytes) -> bytes:
+        return seal(self._key, plaintext, context)
+
+    def open_untrusted(self, sealed: bytes, context: bytes) -> bytes:
+        return open_untrusted(self._key, sealed, context)
+
+
+class _GossipCodec:
+    def encode(self, messages: object, /) -> bytes:
+        return wire.encode_many(messages)  # type: ignore[arg-type]
+
+    def decode_untrusted(self, payload: bytes, /) -> list[object]:
+        return wire.decode_many_untrusted(payload)
+
+
+class _GossipStreams:
+    """Gossip's anti-entropy over sl-sync/1."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def open(self, member: MemberId | None, address: Address) -> FrameStream:
+        return await self._transport.connect(
+            address, Protocol.SYNC, node=member, within=DIAL_WITHIN
+        )
+
+
+class Node:
+    """One life of this node, from the daemon's start, or its join, to its end."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        membership: Membership,
+        vault: Vault,
+        credentials: Credentials,
+        supervisor: Supervisor,
+        images: ImageStore,
+        respond: Respond,
+        pin_image: PinImage,
+        rng: random.Random,
+    ) -> None:
+        self._settings = settings
+        self._membership = membership
+        self._vault = vault
+        self._credentials = credentials
+        self._respond = respond
+        self._rng = rng
+        self.id = NodeId(credentials.node)
+        self.cluster_id = credentials.cluster
+        self._listen = parse_address(membership.listen)
+        self._storage_key = vault.storage_key()
+        self.journal = Journal(
+            settings.state_dir / JOURNAL,
+            _JournalSeal(derive_key(self._storage_key, JOURNAL_KEY_PURPOSE)),
+        )
+        self._floor = float(self.journal.number("floor"))
+        self._floor_written = self._floor
+        self.manager: Manager | None = None
+        self.transport = Transport(
+            lambda: self._credentials,
+            NodeAdmission(
+                lambda: self._credentials,
+                state=self._state,
+                feeds=lambda: self.manager is not None and self.manager.is_fed,
+                floor=lambda: self._floor,
+            ),
+        )
+        self.on_role: Callable[[Role], None] | None = None
+        self._asked_for_role: Role | None = None
+        self.gossip: Gossip | None = None
+        self._gossip_started = trio.Event()
+        self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
+        self._nursery: trio.Nursery | None = None
+        self._pin_image = pin_image
+        self.agent = Agent(
+            node=self.id,
+            node_name=settings.host_name,
+            state_dir=settings.state_dir,
+            run_dir=settings.run_dir,
+            gateway_subnet=settings.gateway_subnet,
+            journal=self.journal,
+            supervisor=supervisor,
+            images=images,
+            address=lambda: self.address,
+            facts=self._facts,
+            first_managers=self._first_managers,
+            connect=self._connect_session,
+            dial_sync=self._dial_sync,
+            reach=self.reach,
+            assigned=self._assigned,
+            welcomed=self._welcomed,
+            rng=rng,
+        )
+        if credentials.role is CertificateRole.MANAGER:
+            self.manager = self._make_manager()
+
+    # What it is.
+
+    @property
+    def address(self) -> str:
+        return self._membership.advertise
+
+    @property
+    def port(self) -> int:
+        return self._listen[1]
+
+    @property
+    def role(self) -> Role:
+        return Role(self._credentials.role.value)
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The leader, as far as this node knows."""
+        if self.manager is not None:
+            leader = self.manager.leader
+            if leader is not None:
+                return leader.node
+        return self.agent.link.leader
+
+    def managers(self) -> tuple[ManagerView, ...]:
+        cluster = self.agent.cluster()
+        return cluster.managers if cluster is not None else ()
+
+    @property
+    def credentials(self) -> Credentials:
+        return self._credentials
+
+    @property
+    def membership(self) -> Membership:
+        return self._membership
+
+    def use(self, credentials: Credentials) -> None:
+        """New streams show *credentials* from now on."""
+        self._credentials = credentials
+
+    def ask_for_role_again(self) -> None:
+        """The change of role did not work out: look once more at what is wanted."""
+        self._asked_for_role = None
+        self._look_at_role()
+
+    def _state(self) -> ClusterState | None:
+        """The replicated state, if this manager has it."""
+        if self.manager is None or self.manager.store.state.cluster is None:
+            return None
+        return self.manager.store.state
+
+    # Life.
+
+    async def run(
+        self,
+        *,
+        founding: Founding | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Be a node until cancelled. Raises OSError if the port cannot be had."""
+        host, port = self._listen
+        listeners = await open_listeners("" if host == "0.0.0.0" else host, port)
+        datagrams = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with datagrams:
+            await _bind(datagrams, host, port)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await nursery.start(self.transport.serve, listeners, self._handlers())
+                if self.manager is not None:
+                    self.manager.founding = founding
+                    await nursery.start(self.manager.run)
+                nursery.start_soon(self._run_gossip, datagrams)
+                await nursery.start(self.agent.run)
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def stop(self, *, back_in: float) -> None:
+        """End in order: leadership goes to another, the leader learns how long we are away."""
+        if self.manager is not None:
+            await self.manager.stop()
+        await self.agent.link.farewell(back_in)
+        self._write_floor()
+
+    async def leave(self) -> None:
+        """Leave the cluster for good: containers and network go, the others are told."""
+        await self.agent.worker.stop_all()
+        await self.agent.reconciler.remove_all()
+        if self.gossip is not None:
+            await self.gossip.leave()
+        await self.agent.link.farewell(0.0)
+
+    def close(self) -> None:
+        """After run() has ended."""
+        self.journal.close()
+
+    def _handlers(self) -> Mapping[Protocol, Framed | Raw]:
+        handlers: dict[Protocol, Framed | Raw] = {
+            Protocol.API: Raw(self._serve_api),
+            Protocol.SYNC: Framed(self._serve_sync),
+        }
+        if self.manager is not None:
+            enrolment = ManagerEnrolment(self.manager.store, self._leadership)
+            door = CertificateDoor(
+                enrolment, lambda: self._leadership() is not None, self._dial_leader_ca
+            )
+            handlers[Protocol.RAFT] = Framed(self.manager.link.serve)
+            handlers[Protocol.SESSION] = Framed(self.manager.serve_session)
+            handlers[Protocol.CA] = Framed(door.serve)
+        return handlers
+
+    def _leadership(self) -> Leadership | None:
+        term = self.manager.term if self.manager is not None else None
+        return term.leadership if term is not None else None
+
+    def _make_manager(self) -> Manager:
+        key = derive_key(self._storage_key, RAFT_KEY_PURPOSE)
+        return Manager(
+            state_dir=self._settings.state_dir,
+            key=key,
+            cluster=self.cluster_id,
+            node=self.id,
+            transport=self.transport,
+            address=lambda: (self.address, self.port),
+            facts=self._facts,
+            reach=self.reach,
+            pin_image=self._pin_image,
+            rng=self._rng,
+        )
+
+    # Facts.
+
+    @cached_property
+    def _fixed_facts(self) -> NodeFacts:
+        return NodeFacts(
+            hostname=self._settings.host_name,
+            os="linux",
+            architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
+            nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
+            memory_bytes=_memory_bytes(),
+            engine_version=version("swarmlet"),
+            address=self.address,
+            port=self.port,
+        )
+
+    def _facts(self) -> NodeFacts:
+        if self.manager is None:
+            return self._fixed_facts
+        return dataclasses.replace(self._fixed_facts, raft_server=self.manager.replica.server)
+
+    # What the assignment says.
+
+    def _assigned(self, assignment: Assignment) -> None:
+        self._look_at_role()
+        cluster = self.agent.cluster()
+        if cluster is None:
+            return
+        keys = {key.epoch: key.key for key in cluster.gossip_keys}
+        if cluster.gossip_epoch in keys:
+            keyring = Keyring(self.cluster_id.encode(), keys, cluster.gossip_epoch)
+            if self.gossip is None:
+                self._make_gossip(keyring, cluster.gossip_preset)
+            else:
+                self.gossip.set_keys(keyring)
+        if self.gossip is not None:
+            known = {
+                MemberId(node.id): (node.address, node.port)
+                for node in self.agent.nodes().values()
+                if node.address and node.id != self.id
+            }
+            self.gossip.set_known(known)
+
+    def _look_at_role(self) -> None:
+        """Ask the daemon for another life if the store wants another role of this node."""
+        own = self.agent.nodes().get(self.id)
+        if own is None or self.on_role is None or own.role is self._asked_for_role:
+            return
+        if own.role is not self.role:
+            self._asked_for_role = own.role
+            self.on_role(own.role)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._floor = max(self._floor, welcome.now)
+        if self._floor - self._floor_written > FLOOR_INTERVAL:
+            self._write_floor()
+
+    def _write_floor(self) -> None:
+        if int(self._floor) > int(self._floor_written):
+            self.journal.set_number("floor", int(self._floor))
+            self._floor_written = self._floor
+
+    def _first_managers(self) -> list[ManagerView]:
+        """Managers to turn to before there is an assignment."""
+        found = []
+        if self.manager is not None:
+            leader = self.manager.leader
+            if leader is not None:
+                found.append(leader)
+            if self.manager.founding is not None:
+                found.append(ManagerView(node=self.id, address=self.address, port=self.port))
+        for text in self._membership.managers:
+            address, port = parse_address(text)
+            found.append(ManagerView(node=NodeId(""), address=address, port=port))
+        return found
+
+    # Gossip.
+
+    def _make_gossip(self, keyring: Keyring, preset: str) -> None:
+        self.gossip = Gossip(
+            member=MemberId(self.id),
+            address=(self.address, self.port),
+            facts=msgpack.packb([FACTS_VERSION, self.role is Role.MANAGER]),
+            boot=self.journal.next_boot(),
+            config=PRESETS.get(preset, PRESETS["lan"]),
+            keyring=keyring,
+            codec=_GossipCodec(),  # type: ignore[arg-type]
+            streams=_GossipStreams(self.transport),
+            rng=self._rng,
+        )
+        self._gossip_started.set()
+
+    async def _run_gossip(self, datagrams: trio.socket.SocketType) -> None:
+        await self._gossip_started.wait()
+        assert self.gossip is not None
+        with self.gossip.subscribe() as transitions:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.gossip.run, datagrams)
+                async for transition in transitions:
+                    self._on_transition(transition)
+
+    def _on_transition(self, transition: Transition) -> None:
+        assert self.gossip is not None
+        node = NodeId(transition.member)
+        after = transition.after.name.lower() if transition.after is not None else "gone"
+        logger.info("member %s node=%s reason=%s", after, node, transition.reason.value)
+        if transition.after in (State.SUSPECT, State.DEAD):
+            term = self.manager.term if self.manager is not None else None
+            if term is not None:
+                term.dispatcher.suspect(node)
+        elif transition.after is State.ALIVE and any(m.node == node for m in self.managers()):
+            self.agent.link.dial_now()
+        self._mask()
+        if transition.after is State.DEAD and self._nursery is not None:
+            self._nursery.start_soon(self._unmask_if_refused, node, transition.address)
+
+    def _mask(self) -> None:
+        """Take dead hosts out of the load balancers."""
+        assert self.gossip is not None
+        dead = {NodeId(m) for m, view in self.gossip.members.items() if view.state is State.DEAD}
+        self._without_daemon &= dead
+        self.agent.network.mask(dead - self._without_daemon)
+
+    async def _unmask_if_refused(self, node: NodeId, address: Address) -> None:
+        """A host that answers, and only its daemon is gone, still serves: put it back."""
+        if await self.reach(node, *address) is Reach.REFUSED:
+            self._without_daemon.add(node)
+            self._mask()
+
+    async def reach(self, node: NodeId, address: str, port: int) -> Reach:
+        """Try to reach *node* from here: by gossip's ping, and by a connection that proves it."""
+        verdicts: list[Reach] = []
+        async with trio.open_nursery() as nursery:
+
+            async def by_ping() -> None:
+                if self.gossip is None:
+                    return
+                outcome = await self.gossip.confirm(
+                    MemberId(node), (address, port), timeout=REACH_WITHIN
+                )
+                take(
+                    {
+                        Reachability.ALIVE: Reach.ALIVE,
+                        Reachability.REFUSED: Reach.REFUSED,
+                        Reachability.SILENT: Reach.SILENT,
+                    }[outcome]
+                )
+
+            async def by_connection() -> None:
+                take(await self._connect_to(node, address, port))
+
+            def take(verdict: Reach) -> None:
+                verdicts.append(verdict)
+                if verdict is Reach.ALIVE:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(by_ping)
+            nursery.start_soon(by_connection)
+        for verdict in (Reach.ALIVE, Reach.REFUSED):
+            if verdict in verdicts:
+                return verdict
+        return Reach.SILENT
+
+    async def _connect_to(self, node: NodeId, address: str, port: int) -> Reach:
+        try:
+            stream = await self.transport.connect(
+                (address, port), Protocol.SYNC, node=node, within=REACH_WITHIN
+            )
+        except PeerRefused:
+            return Reach.ALIVE
+        except ConnectFailed as exc:
+            cause = exc.__cause__
+            refused = isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED
+            return Reach.REFUSED if refused else Reach.SILENT
+        await stream.aclose()
+        return Reach.ALIVE
+
+    # Streams to and from other nodes.
+
+    async def _connect_session(self, manager: ManagerView) -> FrameStream:
+        return await self.transport.connect(
+            (manager.address, manager.port),
+            Protocol.SESSION,
+            node=manager.node or None,
+            within=DIAL_WITHIN,
+        )
+
+    async def _dial_sync(self, node: NodeView) -> FrameStream:
+        return await self.transport.connect(
+            (node.address, node.port), Protocol.SYNC, node=node.id, within=DIAL_WITHIN
+        )
+
+    async def _dial_leader_ca(self) -> FrameStream:
+        leader = self.manager.leader if self.manager is not None else None
+        if leader is None or leader.node == self.id:
+            raise OSError("no manager leads just now")
+        return await self.transport.connect(
+            (leader.address, leader.port), Protocol.CA, node=leader.node, within=DIAL_WITHIN
+        )
+
+    async def dial_ca(self) -> FrameStream:
+        """Open an sl-ca/1 stream to the leader. Raises OSError."""
+        leader = next((m for m in self.managers() if m.node == self.leader), None)
+        if leader is None:
+            raise OSError("no manager leads just now, or none is in reach")
+        return await self.transport.connect(
+            (leader.address, leader.port), Protocol.CA, node=leader.node, within=DIAL_WITHIN
+        )
+
+    async def dial_api(self, node: NodeId | None) -> TlsStream:
+        """Open an sl-api/1 stream to *node*, or to the leader (None). Raises Unavailable."""
+        target = node or self.leader
+        if target is None:
+            raise Unavailable(
+                "no manager leads just now: a quorum of managers is away; try again in a moment"
+            )
+        view = self.agent.nodes().get(target)
+        state = self._state()
+        if state is not None and target in state.nodes:
+            facts = state.nodes[target].facts
+            where = (facts.address, facts.port)
+        elif view is not None:
+            where = (view.address, view.port)
+        else:
+            raise Unavailable(f"the address of node {target} is not known here yet; try again")
+        try:
+            _, stream = await self.transport.connect_raw(
+                where, Protocol.API, node=target, within=DIAL_WITHIN
+            )
+        except OSError as exc:
+            raise Unavailable(f"node {target} cannot be reached: {exc}") from exc
+        return stream
+
+    async def _serve_api(self, peer: Peer, stream: TlsStream) -> None:
+        assert peer.node is not None
+        assert peer.role is not None
+        api_peer = ApiPeer(NodeId(peer.node), Role(peer.role.value))
+        await serve_stream(stream, self._respond, peer=api_peer)
+
+    async def _serve_sync(self, stream: FrameStream) -> None:
+        """Gossip's exchanges, and blobs of images; a stream without a word only proves us."""
+        try:
+            first = await stream.receive()
+        except EndOfStream:
+            return
+        match first:
+            case BlobRequest():
+                await serve_blob(self.agent.images.store, stream, first)
+            case Ping() | SyncDigest():
+                if self.gossip is not None:
+                    await self.gossip.serve_sync(stream, first)
+            case _:
+                raise BadMessage(f"{type(first).__name__} does not begin a sync stream")
+
+
+def has_raft_log(state_dir: Path) -> bool:
+    return (state_dir / RAFT_FOLDER).is_dir()
+
+
+async def _bind(datagrams: trio.socket.SocketType, host: str, port: int) -> None:
+    try:
+        await datagrams.bind((host, port))
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            text = f"UDP port {port} is in use by another program: stop it, or listen elsewhere"
+            raise OSError(exc.errno, f"{text} (--listen)") from exc
+        raise
+
+
+def _memory_bytes() -> int:
+    """The host's memory (proc(5), meminfo)."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            if name == "MemTotal":
+                return int(rest.split()[0]) * 1024
+    return 0
