@@ -86,14 +86,20 @@ class ImageStore:
     """See the module. Call open() first, or start run() and let it settle layers behind you."""
 
     def __init__(
-        self, root: Path, *, platform: Platform | None = None, limits: Limits | None = None
+        self,
+        root: Path,
+        *,
+        platform: Platform | None = None,
+        limits: Limits | None = None,
+        boot: str | None = None,
     ) -> None:
+        """Of a host with *platform* (this one's), in the kernel's *boot* (the one that runs)."""
         limits = limits or Limits()
         self.platform = platform or host_platform(os.uname().machine)
         self._root = root
         self._limits = limits
         self._blobs = Blobs(root, free_bytes_min=limits.free_bytes_min)
-        self._layers = Layers(root, limits)
+        self._layers = Layers(root, limits, boot=boot)
         self._workers = Workers()
         self._fetcher = Fetcher(self._blobs, self._workers)
         self._intake = Intake(self._blobs, self._workers, self._fetcher, self.platform, limits)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -41,6 +40,7 @@ from tests.images.making import (
     symlink,
     tar_of,
 )
+from tests.images.shelf import Shelf
 
 AMD64 = Platform("linux", "amd64")
 ROOTFS = tar_of(directory("etc/"), ("etc/motd", b"welcome\n"), symlink("bin", "usr/bin"))
@@ -55,32 +55,6 @@ async def open_store(root: Path, **options: object) -> ImageStore:
 @pytest.fixture
 async def store(tmp_path: Path) -> ImageStore:
     return await open_store(tmp_path / "images")
-
-
-@dataclass
-class Shelf:
-    """A source of blobs with faults: what is not on it, breaks off, or is wrong."""
-
-    blobs: dict[Digest, bytes]
-    breaks_after: dict[Digest, int] = field(default_factory=dict)
-    asked: list[tuple[Digest, int]] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def open_blob(
-        self, digest: Digest, *, offset: int = 0, media_type: str | None = None
-    ) -> AsyncIterator[BlobStream]:
-        self.asked.append((digest, offset))
-        if digest not in self.blobs:
-            raise BlobNotFound(f"{digest} is not on the shelf")
-        data = self.blobs[digest]
-        async with aclosing(self._chunks(digest, data[offset:])) as chunks:
-            yield BlobStream(len(data), offset, chunks)
-
-    async def _chunks(self, digest: Digest, data: bytes) -> AsyncIterator[bytes]:
-        limit = self.breaks_after.pop(digest, None)
-        yield data[:limit]
-        if limit is not None:
-            raise trio.BrokenResourceError("the cable")
 
 
 def files_below(path: Path) -> set[str]:
