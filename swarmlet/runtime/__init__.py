@@ -16,7 +16,7 @@ The life of one container, from the call to the last trace:
    what comes from the host, mounts the overlay, pivots into it, and only inside of it mounts the
    rest, so that no link of an image leads out. Then it waits: "created".
 5. `start` lets it launch: limits, user, capabilities, no_new_privs, the seccomp filter, execve.
-6. The zygote pumps its output into a json-file log (pump.py, logfile.py), reaps it, leaves exit.json
+   `PLACEHOLDER`
    and tells the daemon, which sees whether the memory limit killed it and tells who waits.
 7. `remove` does the removal's steps: the group killed and gone, the folders gone.
 

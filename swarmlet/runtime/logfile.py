@@ -5,8 +5,8 @@ Stdlib only and sync: the zygote writes with it. A line of the file is
     {"log":"text\\n","stream":"stdout","time":"2026-01-02T03:04:05.123456789Z"}
 
 A line of output longer than LINE_BYTES_MAX is cut into entries without "\\n", as Docker does.
-Files are `<path>`, `<path>.1` (older), … up to *files_max*; nothing is ever fsynced: a log is worth
-less than the wear of an SD card. A disk that refuses a write loses the entry, not the container.
+Files are `<path>`, `<path>.1` (older), … up to *files_max*. Nothing is fsynced: a log is not worth
+the wear of an SD card. A disk that refuses a write loses the entry, not the container.
 """
 
 from __future__ import annotations

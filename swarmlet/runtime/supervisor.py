@@ -100,16 +100,19 @@ class Supervisor(ContainerTable):
         if container_id in self._records:
             raise RuntimeFailure(container_id, f"the container {container_id} exists already")
         record = self._records[container_id] = Record(state)
-        async with record.lock:
-            try:
-                await trio.to_thread.run_sync(_leave_state, place, state)
-                await self._execute(container_id, made.prepare)
-                await self._bear(record, made, spec)
-            except BaseException:
-                with trio.move_on_after(CLEANUP_TIMEOUT, shield=True):
-                    await self._forget(container_id)
-                    await self._remove_remains(container_id)
-                raise
+        # Without a checkpoint between the entry and the try: a cancellation would leave it.
+        record.lock.acquire_nowait()
+        try:
+            await trio.to_thread.run_sync(_leave_state, place, state)
+            await self._execute(container_id, made.prepare)
+            await self._bear(record, made, spec)
+        except BaseException:
+            with trio.move_on_after(CLEANUP_TIMEOUT, shield=True):
+                await self._forget(container_id)
+                await self._remove_remains(container_id)
+            raise
+        finally:
+            record.lock.release()
         logger.info("container created id=%s pid=%d", container_id, record.state.pid)
 
     async def _plan(self, spec: ContainerSpec, place: Place) -> Plan:

@@ -27,8 +27,9 @@ of JsonFileLog, or null) and exit_path, where the zygote leaves the exit status.
 `{"event": "exited", …facts}` goes to every connection when a process has ended and its output has
 been taken. A failed request is answered by `{"seq": n, "failed": {step, errno, text, path}}`.
 
-Killed, it leaves its containers running: their streams are FIFOs that they hold themselves. The
-next zygote adopts them by pid and start time.
+Killed, it leaves its containers running: their output goes to FIFOs that they hold themselves. The
+next zygote adopts them by pid and start time. Only an input that nobody is attached to ends, and a
+terminal hangs up.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ class Lab:
     """One host's worth of containers under *base*."""
 
     def __init__(self, base: Path, layer: Path) -> None:
+        self.base = base
         self.layer = layer
         self.run_dir = base / "run"
         self.state_dir = base / "state"
@@ -143,13 +144,18 @@ def cgroup_roots() -> list[str]:
     return [host.unified, *(item.path for item in host.hierarchies)]
 
 
-def host_picture() -> dict[str, list[str]]:
-    """Return what a container must not leave changed: mounts, cgroups of tests."""
-    groups = [
-        str(path) for root in cgroup_roots() for path in sorted(Path(root).glob("swarmlet-test-*"))
-    ]
-    mounts = sorted(Path("/proc/self/mountinfo").read_text().splitlines())
-    return {"mounts": mounts, "cgroups": groups}
+def host_picture(lab: Lab) -> dict[str, list[str]]:
+    """Return what a container must not leave changed: mounts and cgroups, as far as ours."""
+    groups = [root for root in cgroup_roots() if Path(root, lab.parent).exists()]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return {
+        "mounts": sorted(line for line in mounts if str(lab.base) in line),
+        "cgroups": groups,
+        "containers": os.listdir(folder)
+        if (folder := lab.state_dir / "containers").exists()
+        else [],
+        "run": os.listdir(folder) if (folder := lab.run_dir / "containers").exists() else [],
+    }
 
 
 def own_descriptors() -> list[str]:
