@@ -51,6 +51,10 @@ class Credentials:
     def role(self) -> Role:
         return self.certificate.role
 
+    def with_trust(self, trust: TrustBundle) -> Credentials:
+        """Return the same node under another bundle: a root came or went."""
+        return Credentials(self.key, self.chain, trust)
+
     def server_context(self, alpn: Sequence[str]) -> ssl.SSLContext:
         """Return the context of our port. A caller may come without a certificate, to join;
         one that comes with a certificate must have it from a root of ours, active or retired.

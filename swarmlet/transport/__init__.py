@@ -28,6 +28,8 @@ What holds:
   writes, farewells, questions and failures at the CA, log lines about strangers.
 - Errors are for people: each ConnectFailed says what is wrong and what to do.
 
+enrolment.py is the door of sl-ca/1 from both sides, renewal.py the node's next certificate.
+
 Where we differ: swarmkit and k3s speak HTTP/2 with gRPC here. One stream for each purpose and
 frames of our own need neither, and a refusal has words instead of a closed connection.
 
@@ -62,6 +64,7 @@ from swarmlet.transport.errors import (
 )
 from swarmlet.transport.frames import Codec, FrameStream
 from swarmlet.transport.protocols import PORT, RULES, Peer, Protocol
+from swarmlet.transport.renewal import ManagerAddress, RenewalStatus, Renewer
 
 __all__ = [
     "PORT",
@@ -77,10 +80,13 @@ __all__ = [
     "FrameStream",
     "Framed",
     "Handlers",
+    "ManagerAddress",
     "Peer",
     "PeerRefused",
     "Protocol",
     "Raw",
+    "RenewalStatus",
+    "Renewer",
     "StreamBroken",
     "Transport",
     "TransportStatistics",

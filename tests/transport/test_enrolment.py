@@ -72,7 +72,7 @@ class Record:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-class Office:
+class Registry:
     """A manager's Enrolment over a store in memory."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -142,21 +142,21 @@ def cluster() -> Cluster:
 
 
 @pytest.fixture
-def office(cluster: Cluster) -> Office:
-    return Office(cluster)
+def registry(cluster: Cluster) -> Registry:
+    return Registry(cluster)
 
 
-def door(office: Office) -> Mapping[Protocol, Framed]:
+def door(registry: Registry) -> Mapping[Protocol, Framed]:
     async def serve(stream: FrameStream) -> None:
         await service.serve(stream)
 
-    service = CertificateAuthorityService(office)
+    service = CertificateAuthorityService(registry)
     return {Protocol.CA: Framed(serve), Protocol.SESSION: Framed(serve)}
 
 
-async def stranger_at(office: Office, address: tuple[str, int]) -> FrameStream:
+async def stranger_at(registry: Registry, address: tuple[str, int]) -> FrameStream:
     """A verified connection of somebody without a certificate."""
-    context = joining_context(Protocol.CA, office.cluster.trust)
+    context = joining_context(Protocol.CA, registry.cluster.trust)
     stream, _ = await dial(address, context, Protocol.CA, check=lambda c: None, within=5)
     return FrameStream(stream, Peer(protocol=Protocol.CA, address=address), wire)
 
@@ -167,33 +167,33 @@ async def joined(answer: Issued | JoinPending, key: KeyPair, cluster: Cluster) -
     return Node(cluster, Credentials(key, answer.chain, answer.bundle))
 
 
-async def test_host_becomes_a_node(office: Office, caplog: pytest.LogCaptureFixture) -> None:
+async def test_host_becomes_a_node(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    manager, key, token = manager_of(office.cluster), KeyPair.generate(), office.token()
-    async with serving(manager, door(office)) as address:
+    manager, key, token = manager_of(registry.cluster), KeyPair.generate(), registry.token()
+    async with serving(manager, door(registry)) as address:
         answer = await enrol(address, token, key, FACTS)
-        node = await joined(answer, key, office.cluster)
+        node = await joined(answer, key, registry.cluster)
         assert node.id == key.node_id
         assert node.credentials.role is Role.WORKER
-        assert node.credentials.trust == office.cluster.trust
+        assert node.credentials.trust == registry.cluster.trust
         await (await node.transport.connect(address, Protocol.SESSION)).aclose()
-    assert office.joined == [(node.id, FACTS, "127.0.0.1")]
+    assert registry.joined == [(node.id, FACTS, "127.0.0.1")]
     assert f"node joined node={node.id}" in caplog.text
     assert str(token)[-20:] not in caplog.text
 
 
-async def test_manager_token_makes_a_manager(office: Office) -> None:
-    manager, key = manager_of(office.cluster), KeyPair.generate()
-    async with serving(manager, door(office)) as address:
-        answer = await enrol(address, office.token(Role.MANAGER), key, FACTS)
-        node = await joined(answer, key, office.cluster)
+async def test_manager_token_makes_a_manager(registry: Registry) -> None:
+    manager, key = manager_of(registry.cluster), KeyPair.generate()
+    async with serving(manager, door(registry)) as address:
+        answer = await enrol(address, registry.token(Role.MANAGER), key, FACTS)
+        node = await joined(answer, key, registry.cluster)
     assert node.credentials.role is Role.MANAGER
 
 
-async def test_join_that_is_asked_again_is_the_same_node(office: Office) -> None:
+async def test_join_that_is_asked_again_is_the_same_node(registry: Registry) -> None:
     """The answer was lost: no twin, and no second use of the token."""
-    manager, key, token = manager_of(office.cluster), KeyPair.generate(), office.issue_token()
-    async with serving(manager, door(office)) as address:
+    manager, key, token = manager_of(registry.cluster), KeyPair.generate(), registry.issue_token()
+    async with serving(manager, door(registry)) as address:
         first = await enrol(address, token, key, FACTS)
         second = await enrol(address, token, key, FACTS)
         assert isinstance(first, Issued)
@@ -201,30 +201,30 @@ async def test_join_that_is_asked_again_is_the_same_node(office: Office) -> None
         assert first.node == second.node
         with pytest.raises(EnrolmentRefused, match="used as often as it may"):
             await enrol(address, token, KeyPair.generate(), FACTS)
-    assert len(office.joined) == 1
+    assert len(registry.joined) == 1
 
 
-async def test_node_that_waits_for_approval_asks_again(office: Office) -> None:
-    manager, key, token = manager_of(office.cluster), KeyPair.generate(), office.token()
-    office.approved = False
-    async with serving(manager, door(office)) as address:
+async def test_node_that_waits_for_approval_asks_again(registry: Registry) -> None:
+    manager, key, token = manager_of(registry.cluster), KeyPair.generate(), registry.token()
+    registry.approved = False
+    async with serving(manager, door(registry)) as address:
         answer = await enrol(address, token, key, FACTS)
         assert isinstance(answer, JoinPending)
         assert answer.retry_after == 2.0
-        office.approved = True
-        await joined(await enrol(address, token, key, FACTS), key, office.cluster)
+        registry.approved = True
+        await joined(await enrol(address, token, key, FACTS), key, registry.cluster)
 
 
-async def test_token_of_another_cluster_sends_nothing(office: Office) -> None:
+async def test_token_of_another_cluster_sends_nothing(registry: Registry) -> None:
     """The pin does not fit, so neither token nor request leaves the joiner."""
-    manager = manager_of(office.cluster)
-    foreign = Office(Cluster())
+    manager = manager_of(registry.cluster)
+    foreign = Registry(Cluster())
     questions: list[object] = []
 
     async def record(stream: FrameStream) -> None:
         async for question in stream:
             questions.append(question)
-            await stream.send(office.trust())
+            await stream.send(registry.trust())
 
     async with serving(manager, {Protocol.CA: Framed(record)}) as address:
         with pytest.raises(WrongPeer, match="another cluster than the token") as refusal:
@@ -233,73 +233,73 @@ async def test_token_of_another_cluster_sends_nothing(office: Office) -> None:
     assert questions == [TrustRequest()]
 
 
-async def test_man_in_the_middle_with_the_true_roots_gets_nothing(office: Office) -> None:
+async def test_man_in_the_middle_with_the_true_roots_gets_nothing(registry: Registry) -> None:
     """It hands out our real bundle, but cannot show a certificate that this bundle verifies."""
-    impostor = Node(office.cluster, Cluster().node(Role.MANAGER))
+    impostor = Node(registry.cluster, Cluster().node(Role.MANAGER))
     questions: list[object] = []
 
     async def record(stream: FrameStream) -> None:
         async for question in stream:
             questions.append(question)
-            await stream.send(office.trust())
+            await stream.send(registry.trust())
 
     async with serving(impostor, {Protocol.CA: Framed(record)}) as address:
         with pytest.raises(WrongPeer, match="belongs to another cluster"):
-            await enrol(address, office.token(), KeyPair.generate(), FACTS)
+            await enrol(address, registry.token(), KeyPair.generate(), FACTS)
     assert questions == [TrustRequest()]
 
 
-async def test_worker_cannot_pose_as_the_ca(office: Office) -> None:
+async def test_worker_cannot_pose_as_the_ca(registry: Registry) -> None:
     """A node of the cluster, but no manager: its key may have been stolen at the edge."""
-    worker = worker_of(office.cluster)
-    async with serving(worker, door(office)) as address:
+    worker = worker_of(registry.cluster)
+    async with serving(worker, door(registry)) as address:
         with pytest.raises(WrongPeer, match="give the address of a manager"):
-            await enrol(address, office.token(), KeyPair.generate(), FACTS)
-    assert office.joined == []
+            await enrol(address, registry.token(), KeyPair.generate(), FACTS)
+    assert registry.joined == []
 
 
-async def test_worker_without_a_ca_refuses(office: Office) -> None:
-    worker = worker_of(office.cluster)
+async def test_worker_without_a_ca_refuses(registry: Registry) -> None:
+    worker = worker_of(registry.cluster)
     async with serving(worker, {}) as address:
         with pytest.raises(PeerRefused, match="does not serve sl-ca/1: ask a manager"):
-            await enrol(address, office.token(), KeyPair.generate(), FACTS)
+            await enrol(address, registry.token(), KeyPair.generate(), FACTS)
 
 
 @pytest.mark.parametrize(
     ("rotated", "advice"),
     [(True, "the worker token was replaced"), (False, "the cluster knows no such token")],
 )
-async def test_wrong_token_says_what_to_do(office: Office, rotated: bool, advice: str) -> None:
-    manager, token = manager_of(office.cluster), office.token()
+async def test_wrong_token_says_what_to_do(registry: Registry, rotated: bool, advice: str) -> None:
+    manager, token = manager_of(registry.cluster), registry.token()
     if rotated:
-        office.generations["worker"] += 1
+        registry.generations["worker"] += 1
     else:
-        token = standing_token(office.root, bytes(32), Role.WORKER, 1)
-    async with serving(manager, door(office)) as address:
+        token = standing_token(registry.root, bytes(32), Role.WORKER, 1)
+    async with serving(manager, door(registry)) as address:
         with pytest.raises(EnrolmentRefused, match=advice) as refusal:
             await enrol(address, token, KeyPair.generate(), FACTS)
     assert refusal.value.fault is JoinFault.TOKEN
     assert "`swarmlet token worker` on a manager prints" in refusal.value.text
 
 
-async def test_guessing_tokens_is_slow(office: Office) -> None:
-    manager = manager_of(office.cluster)
-    wrong = standing_token(office.root, bytes(32), Role.WORKER, 1)
-    async with serving(manager, door(office)) as address:
+async def test_guessing_tokens_is_slow(registry: Registry) -> None:
+    manager = manager_of(registry.cluster)
+    wrong = standing_token(registry.root, bytes(32), Role.WORKER, 1)
+    async with serving(manager, door(registry)) as address:
         for _ in range(int(FAILURES_BURST)):
             with pytest.raises(EnrolmentRefused) as refusal:
                 await enrol(address, wrong, KeyPair.generate(), FACTS)
             assert refusal.value.fault is JoinFault.TOKEN
         with pytest.raises(EnrolmentRefused, match="too many wrong tokens") as refusal:
-            await enrol(address, office.token(), KeyPair.generate(), FACTS)
+            await enrol(address, registry.token(), KeyPair.generate(), FACTS)
         assert refusal.value.fault is JoinFault.BUSY
 
 
-async def test_manager_that_hands_on_is_not_taken_for_a_guesser(office: Office) -> None:
+async def test_manager_that_hands_on_is_not_taken_for_a_guesser(registry: Registry) -> None:
     """It has counted the failures of its own callers; the next joiner comes through it too."""
-    leader, follower = manager_of(office.cluster), manager_of(office.cluster)
-    wrong = standing_token(office.root, bytes(32), Role.WORKER, 1)
-    async with serving(leader, door(office)) as address:
+    leader, follower = manager_of(registry.cluster), manager_of(registry.cluster)
+    wrong = standing_token(registry.root, bytes(32), Role.WORKER, 1)
+    async with serving(leader, door(registry)) as address:
         for _ in range(int(FAILURES_BURST) + 3):
             stream = await follower.transport.connect(address, Protocol.CA)
             async with stream:
@@ -311,30 +311,30 @@ async def test_manager_that_hands_on_is_not_taken_for_a_guesser(office: Office) 
 
 
 async def test_answer_of_the_leader_counts_as_a_failure_where_it_was_asked(
-    office: Office,
+    registry: Registry,
 ) -> None:
-    class Follower(Office):
+    class Follower(Registry):
         async def join(
             self, token: Token, public_key: bytes, facts: JoinFacts, address: str
         ) -> JoinRefused:
             await trio.lowlevel.checkpoint()
             return JoinRefused(fault=JoinFault.TOKEN, text="the leader says no")
 
-    manager, key = manager_of(office.cluster), KeyPair.generate()
-    async with serving(manager, door(Follower(office.cluster))) as address:
+    manager, key = manager_of(registry.cluster), KeyPair.generate()
+    async with serving(manager, door(Follower(registry.cluster))) as address:
         for _ in range(int(FAILURES_BURST)):
             with pytest.raises(EnrolmentRefused, match="the leader says no"):
-                await enrol(address, office.token(), key, FACTS)
+                await enrol(address, registry.token(), key, FACTS)
         with pytest.raises(EnrolmentRefused, match="too many wrong tokens"):
-            await enrol(address, office.token(), key, FACTS)
+            await enrol(address, registry.token(), key, FACTS)
 
 
-async def test_no_leader_says_try_again(office: Office) -> None:
-    manager = manager_of(office.cluster)
-    office.leads = False
-    async with serving(manager, door(office)) as address:
+async def test_no_leader_says_try_again(registry: Registry) -> None:
+    manager = manager_of(registry.cluster)
+    registry.leads = False
+    async with serving(manager, door(registry)) as address:
         with pytest.raises(EnrolmentRefused, match="there is no leader") as refusal:
-            await enrol(address, office.token(), KeyPair.generate(), FACTS)
+            await enrol(address, registry.token(), KeyPair.generate(), FACTS)
     assert refusal.value.fault is JoinFault.UNAVAILABLE
 
 
@@ -349,47 +349,47 @@ async def test_no_leader_says_try_again(office: Office) -> None:
         JoinFacts(name="a", address="", facts={"x": "y" * 300}),
     ],
 )
-async def test_facts_are_bounded(office: Office, facts: JoinFacts) -> None:
-    manager = manager_of(office.cluster)
-    async with serving(manager, door(office)) as address:
+async def test_facts_are_bounded(registry: Registry, facts: JoinFacts) -> None:
+    manager = manager_of(registry.cluster)
+    async with serving(manager, door(registry)) as address:
         with pytest.raises(EnrolmentRefused, match="--name") as refusal:
-            await enrol(address, office.token(), KeyPair.generate(), facts)
+            await enrol(address, registry.token(), KeyPair.generate(), facts)
     assert refusal.value.fault is JoinFault.REQUEST
-    assert office.joined == []
+    assert registry.joined == []
 
 
-async def test_request_of_another_key_is_refused(office: Office) -> None:
+async def test_request_of_another_key_is_refused(registry: Registry) -> None:
     """A stranger's public key under one's own signature: no certificate comes of it."""
-    manager = manager_of(office.cluster)
+    manager = manager_of(registry.cluster)
     mine, theirs = KeyPair.generate(), KeyPair.generate()
     forged = mine.request().replace(mine.public_key, theirs.public_key)
-    async with serving(manager, door(office)) as address:
-        stream = await stranger_at(office, address)
+    async with serving(manager, door(registry)) as address:
+        stream = await stranger_at(registry, address)
         async with stream:
-            await stream.send(JoinRequest(token=str(office.token()), csr=forged, facts=FACTS))
+            await stream.send(JoinRequest(token=str(registry.token()), csr=forged, facts=FACTS))
             answer = await stream.receive()
     assert isinstance(answer, JoinRefused)
     assert answer.fault is JoinFault.REQUEST
     assert "not signed with the key" in answer.text
 
 
-async def test_stranger_cannot_renew(office: Office) -> None:
-    manager = manager_of(office.cluster)
-    async with serving(manager, door(office)) as address:
-        stream = await stranger_at(office, address)
+async def test_stranger_cannot_renew(registry: Registry) -> None:
+    manager = manager_of(registry.cluster)
+    async with serving(manager, door(registry)) as address:
+        stream = await stranger_at(registry, address)
         async with stream:
             with pytest.raises(EnrolmentRefused, match="join with a token first") as refusal:
                 await renew(stream, KeyPair.generate())
     assert refusal.value.fault is JoinFault.RIGHTS
 
 
-async def test_certificates_are_issued_at_a_bounded_rate(office: Office) -> None:
+async def test_certificates_are_issued_at_a_bounded_rate(registry: Registry) -> None:
     """Whoever holds a token may not make the managers sign all day."""
-    manager, key = manager_of(office.cluster), KeyPair.generate()
-    request = JoinRequest(token=str(office.token()), csr=key.request(), facts=FACTS)
-    async with serving(manager, door(office)) as address:
+    manager, key = manager_of(registry.cluster), KeyPair.generate()
+    request = JoinRequest(token=str(registry.token()), csr=key.request(), facts=FACTS)
+    async with serving(manager, door(registry)) as address:
         for _ in range(50):
-            stream = await stranger_at(office, address)
+            stream = await stranger_at(registry, address)
             async with stream:
                 for _ in range(QUESTIONS_MAX):
                     await stream.send(request)
@@ -400,19 +400,19 @@ async def test_certificates_are_issued_at_a_bounded_rate(office: Office) -> None
     pytest.fail("400 certificates in a row")
 
 
-async def test_one_connection_asks_a_few_questions_only(office: Office) -> None:
-    manager = manager_of(office.cluster)
-    async with serving(manager, door(office)) as address:
-        stream = await stranger_at(office, address)
+async def test_one_connection_asks_a_few_questions_only(registry: Registry) -> None:
+    manager = manager_of(registry.cluster)
+    async with serving(manager, door(registry)) as address:
+        stream = await stranger_at(registry, address)
         async with stream:
             for _ in range(QUESTIONS_MAX):
                 await stream.send(TrustRequest())
-                assert await stream.receive() == office.trust()
+                assert await stream.receive() == registry.trust()
             assert [message async for message in stream] == []
 
 
-async def test_answer_that_is_none_is_explained(office: Office) -> None:
-    manager = manager_of(office.cluster)
+async def test_answer_that_is_none_is_explained(registry: Registry) -> None:
+    manager = manager_of(registry.cluster)
 
     async def confused(stream: FrameStream) -> None:
         await stream.receive()
@@ -423,31 +423,31 @@ async def test_answer_that_is_none_is_explained(office: Office) -> None:
 
     async with serving(manager, {Protocol.CA: Framed(confused)}) as address:
         with pytest.raises(Unreachable, match="update the older of the two"):
-            await fetch_trust(address, office.root)
+            await fetch_trust(address, registry.root)
     async with serving(manager, {Protocol.CA: Framed(silent)}) as address:
         with pytest.raises(Unreachable, match="hung up before it answered"):
-            await fetch_trust(address, office.root)
+            await fetch_trust(address, registry.root)
 
 
-async def test_certificate_that_is_of_no_use_is_not_kept(office: Office) -> None:
+async def test_certificate_that_is_of_no_use_is_not_kept(registry: Registry) -> None:
     """A manager that signs the wrong thing is found out before anything is written."""
-    key, other = KeyPair.generate(), CertificateAuthority.create(office.cluster.id, now=NOW)
+    key, other = KeyPair.generate(), CertificateAuthority.create(registry.cluster.id, now=NOW)
 
-    class Damaged(Office):
+    class Damaged(Registry):
         def _issue(self, node: str, role: Role, public_key: bytes) -> Issued:
             der = other.issue(public_key, node=node, role=role, now=NOW)
             return Issued(node=node, chain=(der,), bundle=self.cluster.trust)
 
-    manager = manager_of(office.cluster)
-    async with serving(manager, door(Damaged(office.cluster))) as address:
+    manager = manager_of(registry.cluster)
+    async with serving(manager, door(Damaged(registry.cluster))) as address:
         with pytest.raises(WrongPeer, match="no root of the cluster signed it"):
-            await enrol(address, office.token(), key, FACTS)
+            await enrol(address, registry.token(), key, FACTS)
 
 
-async def test_node_that_was_off_for_two_years_renews_and_is_back(office: Office) -> None:
-    manager, worker = manager_of(office.cluster), worker_of(office.cluster)
+async def test_node_that_was_off_for_two_years_renews_and_is_back(registry: Registry) -> None:
+    manager, worker = manager_of(registry.cluster), worker_of(registry.cluster)
     manager.clock = NOW + YEAR
-    async with serving(manager, door(office)) as address:
+    async with serving(manager, door(registry)) as address:
         with pytest.raises(PeerRefused, match="renews by itself"):
             await worker.transport.connect(address, Protocol.SESSION)
         stream = await worker.transport.connect(address, Protocol.CA)
