@@ -22,7 +22,7 @@ IMAGE = "busybox"
 #: How often the API is asked while a stopwatch runs.
 LOOK_EVERY = 0.02
 #: Seconds after which a measurement is given up: the peer needed 33 for a start, once.
-PATIENCE = 120.0
+PATIENCE = 60.0
 DOCKER_PORT = 2377
 
 

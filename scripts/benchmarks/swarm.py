@@ -20,7 +20,6 @@ async def measure(report: Report, side: str, *, quick: bool) -> None:
             await from_nothing(report, Side(lab, side))
     async with Lab(3) as lab:
         cluster = Side(lab, side)
-        watch = Stopwatch()
         await cluster.start(*lab.hosts)
         await cluster.load_image(*lab.hosts)
         await cluster.init()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -67,6 +68,10 @@ class Lab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            for host in self.hosts:
+                if words := host.last_words():
+                    print(f"-- the end of {host.name}'s log:\n{words}", file=sys.stderr)
         if self.kept and error is None:
             self.leave()
         else:
