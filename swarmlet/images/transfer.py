@@ -48,9 +48,9 @@ SOURCE_FAULTS = (
 
 @dataclass(frozen=True, slots=True)
 class BlobStream:
-    """A blob that is coming: its whole *size*, and its bytes from *offset* on."""
+    """A blob that is coming: its whole *size* if that is known, and its bytes from *offset* on."""
 
-    size: int
+    size: int | None
     offset: int
     chunks: AsyncIterator[bytes]
 
@@ -190,7 +190,7 @@ class Fetcher:
                 return
             with await self._workers.run(partial(self._blobs.write, digest, size)) as writer:
                 async with opened(writer.offset) as stream:
-                    if stream.size != size:
+                    if stream.size not in (None, size):
                         raise DigestMismatch(f"{digest} has {size} bytes, not {stream.size}")
                     if stream.offset != writer.offset:
                         writer.restart()
