@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +19,8 @@ from swarmlet.identity.certificates import BadCertificate, digest_of, load_untru
 
 #: A rotation leaves one cross and one retired root behind; this is a rotation a year for ever.
 CERTIFICATES_MAX = 32
+#: Answers about signatures that are remembered: 0.3 ms each to find out, about 1 KB to keep.
+SIGNATURES_MAX = 512
 
 
 class UntrustedBundle(ValueError):
@@ -124,7 +127,9 @@ def _is_bridged(
     )
 
 
+@lru_cache(maxsize=SIGNATURES_MAX)
 def _signed_by(certificate: bytes, roots: tuple[bytes, ...]) -> bool:
+    """Remembered, for the same nodes are checked at each connection and each recheck."""
     leaf = load_untrusted(certificate)
     return any(_verifies(leaf, load_untrusted(root)) for root in roots)
 

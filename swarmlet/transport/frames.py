@@ -28,6 +28,8 @@ from swarmlet.transport.protocols import (
 HEADER_BYTES = 4
 #: One receive takes so much at most: four TLS records.
 RECEIVE_BYTES = 64 * 1024
+#: Frames that are given out of one receive before other tasks have a turn: about a millisecond.
+AT_ONCE_MAX = 32
 
 
 class Codec(Protocol):
@@ -59,6 +61,7 @@ class FrameStream:
         self._frame_timeout = frame_timeout
         self._write_timeout = write_timeout
         self._received = bytearray()
+        self._at_once = 0  # frames that were given out since the loop last had a turn
         self._queue: list[bytes] = []
         self._queue_bytes = 0
         self._writing = trio.Lock()
@@ -85,20 +88,26 @@ class FrameStream:
         for body in bodies:
             assert 0 < len(body) <= self._frame_bytes_max, len(body)
             pieces += (len(body).to_bytes(HEADER_BYTES, "big"), body)
-        if self._queue_bytes < QUEUE_BYTES_MAX:
+        waits = self._queue_bytes >= QUEUE_BYTES_MAX
+        if not waits:
             self._enqueue(pieces)
-            async with self._writing:
-                await self._flush()
+        if self._writing.locked():
+            await self._writing.acquire()
         else:
-            async with self._writing:
+            self._writing.acquire_nowait()  # spares a turn of the loop; send_all takes one
+        try:
+            if waits:
                 self._enqueue(pieces)
-                await self._flush()
+            await self._flush()
+        finally:
+            self._writing.release()
 
     def _enqueue(self, pieces: list[bytes]) -> None:
         self._queue += pieces
         self._queue_bytes += sum(map(len, pieces))
 
     async def _flush(self) -> None:
+        """Write what waits. Another sender may have taken ours along."""
         if self._failure is None and self._queue:
             batch = b"".join(self._queue)
             self._queue.clear()
@@ -139,6 +148,7 @@ class FrameStream:
             await trio.lowlevel.checkpoint()
             raise StreamBroken(f"connection to {self.peer} lost: {self._misread}")
         received = self._received
+        self._at_once += 1
         while len(received) < HEADER_BYTES:
             await self._fill(self.idle_timeout)
         length = int.from_bytes(received[:HEADER_BYTES], "big")
@@ -150,9 +160,19 @@ class FrameStream:
             deadline = trio.current_time() + self._frame_timeout
             while len(received) < end:
                 await self._fill(deadline - trio.current_time())
+        if self._at_once:
+            await self._yield()
         body = bytes(received[HEADER_BYTES:end])
         del received[:end]
         return body
+
+    async def _yield(self) -> None:
+        """Let others run, although the frame is here: always would cost more than the frame."""
+        if self._at_once < AT_ONCE_MAX:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._at_once = 0
+            await trio.lowlevel.checkpoint()
 
     async def _fill(self, seconds: float) -> None:
         """Receive a few bytes, or raise StreamBroken when *seconds* brought none."""
@@ -169,6 +189,7 @@ class FrameStream:
                 raise StreamBroken(f"connection to {self.peer} lost: it ended within a frame")
             raise EndOfStream(f"{self.peer} closed the connection")
         self._received += chunk
+        self._at_once = 0
 
     def _broken(self) -> StreamBroken:
         return StreamBroken(f"connection to {self.peer} lost: {self._failure}")

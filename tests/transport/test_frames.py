@@ -16,6 +16,7 @@ from swarmlet.codec import BadMessage
 from swarmlet.identity import Issued, JoinPending, JoinRefused, TrustBundle, TrustRequest
 from swarmlet.identity.messages import JoinFault
 from swarmlet.transport import EndOfStream, FrameStream, Peer, Protocol, StreamBroken
+from swarmlet.transport.frames import AT_ONCE_MAX
 from swarmlet.transport.protocols import QUEUE_BYTES_MAX, RULES
 from tests.identity.test_certificates import mutated
 
@@ -75,6 +76,33 @@ async def test_strangers_have_a_smaller_bound() -> None:
     await peer.send_all((64 * 1024 + 1).to_bytes(4, "big"))
     with pytest.raises(BadMessage, match="1 to 65536 are read"):
         await stream.receive()
+
+
+async def test_flood_of_frames_lets_others_run() -> None:
+    """What is buffered is given out without waiting, and still not in one go."""
+    stream, peer = pair()
+    await peer.send_all(frame(wire.encode(MESSAGES[0])) * 1000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        for _ in range(1000):
+            await stream.receive()
+        nursery.cancel_scope.cancel()
+    assert turns >= 1000 // AT_ONCE_MAX
+    await peer.send_all(frame(wire.encode(MESSAGES[0])) * 2)
+    await stream.receive()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await stream.receive()
+    assert scope.cancelled_caught
+    assert await stream.receive() == MESSAGES[0]  # a cancelled receive loses nothing
 
 
 async def test_largest_frame_goes_through() -> None:
@@ -266,9 +294,9 @@ def test_noise_raises_bad_message_or_breaks(chunks: list[bytes]) -> None:
     trio.run(play)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_mutated_frames(seed: int) -> None:
-    """2,500 frames of noise and 2,500 mutated messages a seed: 20,000 in all."""
+    """2,500 frames of noise and 2,500 mutated messages a seed: 10,000 in all."""
     rng = random.Random(seed)
     bodies = [rng.randbytes(rng.randint(1, 60)) for _ in range(2500)]
     bodies += [mutated(wire.encode(rng.choice(MESSAGES)), rng) or b"\0" for _ in range(2500)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import resource
 import socket
 import ssl
+from contextlib import suppress
 
 import pytest
 import trio
@@ -219,6 +222,28 @@ async def test_flood_from_one_address_leaves_room_for_others(
         await still_works(manager, address)
     assert len([line for line in refusals(caplog) if "overflow" in line]) == 1
     assert f"{STRANGERS_PER_ADDRESS_MAX} connections from there" in caplog.text
+
+
+async def test_node_without_free_files_waits_and_goes_on(
+    manager: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    """accept(2) with EMFILE: the flood is waited out, and told once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    flood: list[trio.SocketStream] = []
+    async with serving(manager) as address:
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, hard))
+        try:
+            with suppress(OSError):  # our own end has no more files either
+                while True:
+                    flood.append(await trio.open_tcp_stream(*address))
+            await eventually(lambda: "no connection could be accepted" in caplog.text)
+            for stream in flood:
+                await stream.aclose()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await still_works(manager, address)
+    assert len([line for line in refusals(caplog) if "kind=capacity" in line]) == 1
 
 
 async def other_source(address: tuple[str, int]) -> trio.SocketStream:
