@@ -27,6 +27,8 @@ NANOSECONDS = 1_000_000_000
 INTEGER_MAX = (1 << 63) - 1  # what msgpack and Docker's clients hold
 #: Entries of one list or map; a service with more is a mistake or an attack.
 ENTRIES_MAX = 10_000
+#: What Go leaves out or writes where nothing was given.
+EMPTY: tuple[Any, ...] = (None, "", 0, False, [], {})
 #: The longest value that a refusal repeats.
 SHOWN_CHARACTERS = 60
 
@@ -136,7 +138,7 @@ class Fields:
     def refuse(self, name: str, reason: str) -> None:
         """Known, but not to be had here: refused unless it is empty or zero."""
         value = self.take(name)
-        if not _is_empty(value):
+        if not _asks_nothing(value):
             raise SpecError(self.at(name), reason)
 
     def ignore(self, *names: str) -> None:
@@ -194,13 +196,14 @@ def parse_timestamp(text: str, path: str) -> float:
 
 def without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop what Go's omitempty drops: "", 0, false, [] and {}."""
-    return {name: value for name, value in values.items() if not _is_empty(value)}
+    return {name: value for name, value in values.items() if value not in EMPTY}
 
 
-def _is_empty(value: Any) -> bool:
+def _asks_nothing(value: Any) -> bool:
+    """Whether a client only sent an object as it stands in its memory: all of it is empty."""
     if isinstance(value, dict):
-        return all(_is_empty(item) for item in value.values())
-    return value in (None, "", 0, False, [])
+        return all(_asks_nothing(item) for item in value.values())
+    return value in EMPTY
 
 
 def _text(value: Any, path: str) -> str:

@@ -203,6 +203,7 @@ class _Connection:
         self._send_seconds = SEND_SECONDS if peer is None else PEER_SEND_SECONDS
         self._wire = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         self._began = False  # some bytes of a head are here
+        self._body_is_late = False
 
     async def serve(self) -> None:
         while True:
@@ -286,6 +287,7 @@ class _Connection:
         except h11.RemoteProtocolError as exc:
             raise ApiError(exc.error_status_hint, f"broken request: {exc}") from None
         except trio.TooSlowError:
+            self._body_is_late = True
             raise ApiError(408, "the body of the request took too long to arrive") from None
 
     async def _invite_body(self) -> None:
@@ -294,7 +296,7 @@ class _Connection:
 
     async def _drain(self) -> bool:
         """Read away what is left of the body; False if it is too much or broken."""
-        if self._wire.they_are_waiting_for_100_continue:
+        if self._wire.they_are_waiting_for_100_continue or self._body_is_late:
             return False  # it was never sent, and will not be
         size = 0
         while self._wire.their_state is h11.SEND_BODY:

@@ -30,7 +30,8 @@ from swarmlet.api.backend import (
 from swarmlet.api.convert_task import task_name
 from swarmlet.api.exchange import Peer
 from swarmlet.api.http import serve_stream
-from swarmlet.api.server import make_router
+from swarmlet.api.router import Route, Router
+from swarmlet.api.server import ROUTES
 from swarmlet.images.store import ImageStore
 from swarmlet.manager.errors import Conflicting, NotFound, OutOfSequence, Unavailable
 from swarmlet.manager.view import View
@@ -431,6 +432,7 @@ class FakeSupervisor:
         self.containers[id_] = state.changed(**changes)
         self.ended[id_] = trio.Event()
         (self._folder / id_).mkdir(parents=True)
+        (self._folder / id_ / "log.json").touch()
         return self.containers[id_]
 
     def write(self, id_: str, line: str, *, at: float, stream: str = "stdout") -> None:
@@ -503,8 +505,12 @@ class FakeNode:
         if target in self._fake.unreachable:
             raise Unavailable(f"node {NAMES[target]} cannot be reached")
         mine, theirs = trio.testing.memory_stream_pair()
+        if target in self._fake.silent:
+            self._fake.unserved.append(theirs)
+            return mine
         peer = Peer(self.status.node_id, self.status.role)
-        router = make_router(self._fake.nodes[target])
+        router = self._fake.router(target)
+        self._fake.dialled.append(mine)
         assert self._fake.nursery is not None
         self._fake.nursery.start_soon(
             lambda: serve_stream(theirs, router.respond, peer=peer), name=f"api of {target}"
@@ -535,9 +541,18 @@ class Fake:
         self.folder = folder
         self.cluster = FakeCluster()
         self.nursery: trio.Nursery | None = None
+        #: routes of a test's own, on every node
+        self.more_routes: tuple[Route, ...] = ()
         self.unreachable: set[NodeId] = set()
+        #: nodes that take a connection and say nothing
+        self.silent: set[NodeId] = set()
+        self.unserved: list[trio.abc.Stream] = []
+        self.dialled: list[trio.abc.Stream] = []
         self.listeners: list[trio.MemorySendChannel[Event]] = []
         self.nodes = {id_: FakeNode(self, id_) for id_ in NAMES}
+
+    def router(self, node: NodeId) -> Router:
+        return Router(self.nodes[node], (*ROUTES, *self.more_routes))
 
     async def open(self) -> None:
         for node in self.nodes.values():

@@ -13,7 +13,6 @@ import trio
 
 from swarmlet.api.exchange import Body, Peer
 from swarmlet.api.http import serve_stream, serve_unix
-from swarmlet.api.server import make_router
 from swarmlet.api.upstream import Upstream
 from swarmlet.model import NodeId
 from tests.api.fake import H1, NAMES, Fake
@@ -72,7 +71,7 @@ class Api:
 
     def connect(self, node: NodeId = H1, peer: Peer | None = None) -> trio.abc.Stream:
         mine, theirs = trio.testing.memory_stream_pair()
-        router = make_router(self.fake.nodes[node])
+        router = self.fake.router(node)
         self._nursery.start_soon(lambda: serve_stream(theirs, router.respond, peer=peer))
         return mine
 
@@ -96,7 +95,7 @@ async def open_sockets(folder: Path) -> AsyncIterator[tuple[Fake, dict[NodeId, P
         fake.nursery = nursery
         paths = {}
         for id_, name in NAMES.items():
-            router = make_router(fake.nodes[id_])
+            router = fake.router(id_)
             path = folder / f"{name}.sock"
             await nursery.start(serve_unix, path, router.respond)
             paths[id_] = path
