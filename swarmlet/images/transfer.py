@@ -39,6 +39,7 @@ WORKERS_MAX = 4
 #: What a source may do to us. Everything else is a bug of ours.
 SOURCE_FAULTS = (
     OSError,
+    EOFError,
     ImageError,
     trio.BrokenResourceError,
     trio.ClosedResourceError,
@@ -251,7 +252,7 @@ async def _blocks(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         try:
             with trio.fail_after(STALL):
                 chunk = await anext(chunks, None)
-        except SOURCE_FAULTS as error:
+        except Exception as error:
             failure = error
             break
         if chunk is None:

@@ -19,6 +19,7 @@ class Shelf:
 
     blobs: dict[Digest, bytes]
     breaks_after: dict[Digest, int] = field(default_factory=dict)
+    breaks_with: Exception = field(default_factory=lambda: trio.BrokenResourceError("the cable"))
     asked: list[tuple[Digest, int]] = field(default_factory=list)
 
     @asynccontextmanager
@@ -36,4 +37,4 @@ class Shelf:
         limit = self.breaks_after.pop(digest, None)
         yield data[:limit]
         if limit is not None:
-            raise trio.BrokenResourceError("the cable")
+            raise self.breaks_with

@@ -229,11 +229,12 @@ async def test_broken_transfer_goes_on_where_it_stopped(store: ImageStore) -> No
     assert store.is_complete(image.digest)
 
 
-async def test_second_source_goes_on_for_the_first(store: ImageStore) -> None:
+@pytest.mark.parametrize("failure", [EOFError(), OSError(113, "no route"), trio.TooSlowError()])
+async def test_second_source_goes_on_for_the_first(store: ImageStore, failure: Exception) -> None:
     layer = tar_of(("a", bytes(range(256)) * 40))
     image = make_image(layer, compress=False)
     digest = digest_of(layer)
-    broken = Shelf(image.blobs, breaks_after={digest: 5000})
+    broken = Shelf(image.blobs, breaks_after={digest: 5000}, breaks_with=failure)
     whole = Shelf({digest: layer})
     await store.fetch(image.digest, broken, whole)
     assert whole.asked == [(digest, 5000)]
