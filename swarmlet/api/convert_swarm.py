@@ -67,7 +67,7 @@ def read_join(body: Any) -> JoinRequest:
     fields.refuse("DataPathAddr", "one address carries all traffic here; leave it out")
     fields.done()
     if not request.addresses:
-        raise SpecError("RemoteAddrs", "give the address of a manager, such as 10.0.0.1:2377")
+        raise SpecError("RemoteAddrs", "give the address of a manager, such as 10.0.0.1")
     if len(request.addresses) > ADDRESSES_MAX:
         raise SpecError("RemoteAddrs", f"more than {ADDRESSES_MAX} addresses")
     if not request.token:

@@ -83,15 +83,10 @@ async def _load(call: Call) -> list[dict[str, Any]]:
 
 
 async def create_image(call: Call) -> Answer:
-    """`docker import` (fromSrc=-); pulling is not built."""
+    """`docker pull` (fromImage) and `docker import` (fromSrc=-)."""
     query = call.request.query
     if not query.text("fromSrc"):
-        name = query.text("fromImage")
-        raise ApiError(
-            501,
-            f"pulling {name[:100]} from a registry is not built yet; `swarmlet image load` takes "
-            "an archive of `docker save`",
-        )
+        return _pull(call)
     if query.text("fromSrc") != "-":
         raise ApiError(400, "fromSrc: only '-' is understood; fetch the file and send it")
     repository, tag = query.text("repo"), query.text("tag")
@@ -113,10 +108,41 @@ async def create_image(call: Call) -> Answer:
     return _progress(call, take)
 
 
-def _progress(call: Call, take: Callable[[], Awaitable[list[dict[str, Any]]]]) -> Answer:
+def _pull(call: Call) -> Answer:
+    query = call.request.query
+    name, tag = query.text("fromImage"), query.text("tag")
+    if not name:
+        raise ApiError(400, "fromImage: the name of the image is missing")
+    if query.text("platform"):
+        raise ApiError(501, "platform: a node pulls images for its own platform only")
+    text = name if not tag else f"{name}{'@' if tag.startswith('sha256:') else ':'}{tag}"
+    reference = parse_reference(text)
+    # Loaded when it is used: it brings TLS and much else with it.
+    from swarmlet.images.registry import decode_credentials_untrusted, pull
+
+    credentials = decode_credentials_untrusted(call.request.headers.get("x-registry-auth", ""))
+
+    async def take() -> list[dict[str, Any]]:
+        image = await pull(call.node.images, reference, credentials=credentials)
+        return [
+            {"status": f"Digest: {image.digest}"},
+            {"status": f"Status: Downloaded image for {reference.familiar}"},
+        ]
+
+    first = {"status": f"Pulling from {reference.repository}", "id": reference.tag or ""}
+    return _progress(call, take, first)
+
+
+def _progress(
+    call: Call,
+    take: Callable[[], Awaitable[list[dict[str, Any]]]],
+    first: dict[str, Any] | None = None,
+) -> Answer:
     """Docker's stream of JSON lines: the head goes out at once, an error is a line as well."""
 
     async def produce(send: Send) -> None:
+        if first is not None:
+            await send(json.dumps(first).encode() + b"\r\n")
         try:
             lines = await take()
         except Exception as exc:

@@ -2,7 +2,7 @@
 
 The file has the names of the options, with `_` or `-`:
 
-    listen = "0.0.0.0:2377"
+    listen = "0.0.0.0:7947"
     advertise = "10.0.0.5"
     state-dir = "/var/lib/swarmlet"
 
@@ -25,16 +25,17 @@ from swarmlet.cli.base import Command, Failure
 CONFIG_PATH = Path("/etc/swarmlet/swarmlet.toml")
 CONFIG_BYTES_MAX = 1 << 20
 
-#: name of the option: its default and what it is.
+#: name of the option: its default, as swarmlet.daemon has it, and by that its type.
 DEFAULTS: Mapping[str, Any] = {
     "state_dir": "/var/lib/swarmlet",
     "run_dir": "/run/swarmlet",
-    "listen": "0.0.0.0:2377",
+    "listen": "0.0.0.0:7947",
     "advertise": "",
     "data_path_port": 4789,
     "cgroup_parent": "swarmlet",
     "name": "",
     "log_level": "info",
+    "gateway_subnet": "172.31.192.0/20",
 }
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -106,6 +107,7 @@ def _read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
 @click.option("--data-path-port", type=click.IntRange(1, 65535), help="UDP port of the VXLANs.")
 @click.option("--cgroup-parent", metavar="NAME", help="Under which its containers' groups lie.")
 @click.option("--name", metavar="NAME", help="The node's name in place of the host's.")
+@click.option("--gateway-subnet", metavar="SUBNET", help="For the tasks' way out of the host.")
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What the log holds.")
 def daemon(config: str | None, **options: Any) -> None:
     """Run the node until SIGTERM."""

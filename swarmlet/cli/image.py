@@ -99,6 +99,27 @@ def import_(app: App, file: str, reference: str, changes: tuple[str, ...], messa
 
 
 @image.command(cls=Command)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but the name.")
+@click.argument("name", metavar="NAME[:TAG|@DIGEST]")
+@pass_app
+def pull(app: App, name: str, quiet: bool) -> None:
+    """Fetch an image from its registry."""
+    pieces = app.client.stream("POST", "/images/create", query={"fromImage": name})
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            told = json.loads(line)
+            if "error" in told:
+                raise Failure(str(told["error"]))
+            if not quiet:
+                sys.stdout.write(f"{told['status']}\n")
+                sys.stdout.flush()
+    if quiet:
+        emit(name)
+
+
+@image.command(cls=Command)
 @click.option(
     "-i", "--input", "file", default="-", help="The archive; standard input if not given."
 )

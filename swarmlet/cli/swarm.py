@@ -105,7 +105,7 @@ def join(app: App, addresses: tuple[str, ...], **options: Any) -> None:
             "--token is missing; `swarmlet token worker` on a manager shows the whole command"
         )
     if not addresses:
-        raise click.UsageError("the address of a manager is missing, such as 10.0.0.1:2377")
+        raise click.UsageError("the address of a manager is missing, such as 10.0.0.1")
     body = {
         "RemoteAddrs": list(addresses),
         "JoinToken": options["token"],
