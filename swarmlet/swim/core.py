@@ -42,6 +42,7 @@ from swarmlet.swim.events import (
     SetFacts,
     SetKnown,
     StreamAnswered,
+    StreamConnected,
     StreamFailed,
     StreamPinged,
     Synced,
@@ -228,8 +229,10 @@ class Swim:
                 self._membership.heard_at = self.now
                 merged = self._membership.merge(record, short_id(record.member))
                 return [*merged, *self._prober.stream_answered(sequence)]
-            case StreamFailed(sequence, refused):
-                return self._prober.stream_failed(sequence, refused=refused)
+            case StreamConnected(sequence):
+                return self._prober.stream_connected(sequence)
+            case StreamFailed(sequence, evidence):
+                return self._prober.stream_failed(sequence, evidence)
             case StreamPinged(ping):
                 return self._stream_pinged(ping)
             case Synced():

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from swarmlet.swim.config import Config
 from swarmlet.swim.messages import (
     Address,
+    Evidence,
     MemberId,
     Message,
     Ping,
@@ -60,9 +61,18 @@ class StreamAnswered:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamFailed:
+class StreamConnected:
+    """The host took the connection of StreamPing. That proves its kernel alive, no more."""
+
     sequence: int
-    refused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFailed:
+    """STALLED: the connection was taken, and then nothing came until the time was up."""
+
+    sequence: int
+    evidence: Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,7 @@ Event: TypeAlias = (
     | Received
     | Refused
     | StreamAnswered
+    | StreamConnected
     | StreamFailed
     | StreamPinged
     | Synced
@@ -178,7 +189,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class StreamPing:
-    """Ping *member* on a stream and report StreamAnswered or StreamFailed in *ticks*."""
+    """Ping *member* on a stream, for *ticks* at most.
+
+    Ends with StreamAnswered or StreamFailed; StreamConnected may come before.
+    """
 
     member: MemberId
     address: Address
@@ -218,6 +232,7 @@ class Reason(enum.Enum):
     JOINED = "joined"
     UNANSWERED = "probe unanswered"
     REFUSED = "connection refused"
+    STALLED = "connected, but nobody serves"
     ACCUSED = "accused by others"
     REFUTED = "refuted"
     TIMEOUT = "suspicion timed out"

@@ -21,6 +21,7 @@ from swarmlet.swim.messages import (
     Address,
     Alive,
     Dead,
+    Evidence,
     Left,
     MemberId,
     Record,
@@ -39,6 +40,11 @@ from swarmlet.swim.suspicion import Suspicion
 
 #: Ticks between two complaints about, or answers to, a copy of somebody's identity.
 CONFLICT_EVERY = ticks(10)
+REASONS = {
+    Evidence.SILENT: Reason.UNANSWERED,
+    Evidence.REFUSED: Reason.REFUSED,
+    Evidence.STALLED: Reason.STALLED,
+}
 #: Ticks before its end at which a dead member is no longer worth taking over from others.
 REAP_MARGIN = ticks(120)
 
@@ -212,11 +218,9 @@ class Membership:
             return []
         if supersedes(rumour.incarnation, State.SUSPECT, held):
             record = dataclasses.replace(held, incarnation=rumour.incarnation)
-            return self._suspect(
-                record, held, rumour.accusers, refused=rumour.refused, reason=Reason.ACCUSED
-            )
+            return self._suspect(record, held, rumour.accusers, rumour.evidence, Reason.ACCUSED)
         if (held.incarnation, held.state) == (rumour.incarnation, State.SUSPECT):
-            self._confirm(held, rumour.accusers, refused=rumour.refused)
+            self._confirm(held, rumour.accusers, rumour.evidence)
         return []
 
     def _hear_gone(
@@ -236,15 +240,15 @@ class Membership:
         held = self.table.get(failed.target)
         if held is None or held.state not in LIVE or held.incarnation != failed.incarnation:
             return []  # gone, or it has refuted since
-        if failed.claimed is State.DEAD:
+        if failed.claimed is State.DEAD and failed.evidence is not Evidence.STALLED:
             # Others waited out a suspicion, and our own probe agrees.
             self._tell(held.member, Dead(held.short, held.incarnation, self.short))
             return self._bury(held, held.incarnation, State.DEAD, Reason.CONFIRMED, self.short)
         if held.state is State.SUSPECT:
-            self._confirm(held, (self.short,), refused=failed.refused)
+            self._confirm(held, (self.short,), failed.evidence)
             return []
-        reason = Reason.REFUSED if failed.refused else Reason.UNANSWERED
-        return self._suspect(held, held, (self.short,), refused=failed.refused, reason=reason)
+        reason = REASONS[failed.evidence]
+        return self._suspect(held, held, (self.short,), failed.evidence, reason)
 
     def expire(self) -> list[Outcome]:
         """Declare dead whose suspicion has run out."""
@@ -254,7 +258,8 @@ class Membership:
             held = self.table.get(member)
             assert held is not None
             assert held.state is State.SUSPECT
-            reason = Reason.REFUSED if self.suspicions[member].refused else Reason.TIMEOUT
+            refused = self.suspicions[member].evidence is Evidence.REFUSED
+            reason = Reason.REFUSED if refused else Reason.TIMEOUT
             self._tell(member, Dead(held.short, held.incarnation, self.short))
             outcomes += self._bury(held, held.incarnation, State.DEAD, reason, self.short)
         return outcomes
@@ -283,8 +288,7 @@ class Membership:
         record: Member,
         held: Member,
         accusers: Iterable[ShortId],
-        *,
-        refused: bool,
+        evidence: Evidence,
         reason: Reason,
     ) -> list[Outcome]:
         record = dataclasses.replace(record, state=State.SUSPECT, since=self.now)
@@ -298,28 +302,35 @@ class Membership:
             most=most,
             now=self.now,
         )
-        if refused:
-            suspicion.refuse(self._refused_deadline())
+        self._weigh(suspicion, evidence)
         self._tell(record.member, self._suspicion_of(record))
         return [self._changed(record, held, reason, suspicion.accusers[0])]
 
-    def _confirm(self, held: Member, accusers: Iterable[ShortId], *, refused: bool) -> None:
+    def _confirm(self, held: Member, accusers: Iterable[ShortId], evidence: Evidence) -> None:
         suspicion = self.suspicions[held.member]
         news = suspicion.add(accusers)
-        if refused and suspicion.refuse(self._refused_deadline()):
-            news = True
-        if news:
+        if self._weigh(suspicion, evidence) or news:
             self._tell(held.member, self._suspicion_of(held))
+
+    def _weigh(self, suspicion: Suspicion, evidence: Evidence) -> bool:
+        """Let *evidence* shorten or lengthen *suspicion*; True when it is news."""
+        match evidence:
+            case Evidence.SILENT:
+                return False
+            case Evidence.REFUSED:
+                timeout = self._awareness.stretch(self._config.refused_timeout)
+                return suspicion.refuse(self.now + timeout)
+            case Evidence.STALLED:
+                return suspicion.stall(self._config.stall_factor)
+            case _:
+                assert_never(evidence)
 
     def _suspicion_of(self, held: Member) -> Suspect:
         suspicion = self.suspicions[held.member]
-        return Suspect(held.short, held.incarnation, suspicion.accusers, suspicion.refused)
+        return Suspect(held.short, held.incarnation, suspicion.accusers, suspicion.evidence)
 
     def _suspicion_bounds(self) -> tuple[int, int]:
         return self._config.suspicion_bounds(self.table.live, self._awareness.score)
-
-    def _refused_deadline(self) -> int:
-        return self.now + self._awareness.stretch(self._config.refused_timeout)
 
     def _tell(self, member: MemberId, verdict: Suspect | Dead) -> None:
         """Tell on what we concluded ourselves, unless we may be the one who is lost."""

@@ -52,6 +52,19 @@ class State(enum.IntEnum):
     LEFT = 3
 
 
+class Evidence(enum.IntEnum):
+    """What the failed probes of a suspect say beside that nobody answered.
+
+    SILENT: nothing. REFUSED: its host answered that nobody listens there, to two members at
+    least; the daemon is gone. STALLED: its host takes connections that nobody serves; the
+    daemon is stopped or starved, and may go on.
+    """
+
+    SILENT = 0
+    REFUSED = 1
+    STALLED = 2
+
+
 @lru_cache(maxsize=1 << 15)
 def short_id(member: MemberId) -> ShortId:
     return ShortId(hashlib.sha256(member.encode()).digest()[:SHORT_ID_BYTES])
@@ -200,13 +213,13 @@ class Suspect:
     """*accusers* each found the member unreachable by a probe of their own.
 
     All of them stand in one rumour, so that a newer rumour replaces an older one without
-    losing a confirmation. *refused*: see Config.refused_timeout.
+    losing a confirmation.
     """
 
     member: ShortId
     incarnation: int
     accusers: tuple[ShortId, ...]
-    refused: bool = False
+    evidence: Evidence = Evidence.SILENT
 
     def __post_init__(self) -> None:
         _check_short(self.member)

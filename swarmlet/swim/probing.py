@@ -23,6 +23,7 @@ from swarmlet.swim.messages import (
     Ack,
     Address,
     Alive,
+    Evidence,
     MemberId,
     Message,
     Nack,
@@ -45,13 +46,13 @@ class ProbeFailed:
     """*target* answered neither us nor a helper nor the stream.
 
     *incarnation*: what it had when the probe began; a refutation since then stands above.
-    *refused*: its host said that nobody listens there, to a helper as well as to us.
+    *evidence*: REFUSED only if its host refused a helper as well as us.
     *claimed*: the state that the doubt came with.
     """
 
     target: MemberId
     incarnation: int
-    refused: bool
+    evidence: Evidence
     claimed: State
 
 
@@ -67,6 +68,7 @@ class Probe:
     ticks_left: int
     indirect: bool = False
     refused: bool = False  # our own ping, or the stream
+    connected: bool = False  # the host took the stream
     stream_over: bool = False
     helpers: frozenset[ShortId] = frozenset()
     nacks: set[ShortId] = field(default_factory=set)
@@ -77,9 +79,11 @@ class Probe:
         return self.indirect and self.stream_over and len(self.nacks) == len(self.helpers)
 
     @property
-    def refusal_confirmed(self) -> bool:
-        """One host's word may be a firewall's between us two; a second one's is not."""
-        return self.refused and (self.refusals > 0 or not self.helpers)
+    def evidence(self) -> Evidence:
+        # One refusal may be a firewall's between us two; that of a helper as well is none.
+        if self.refused and (self.refusals > 0 or not self.helpers):
+            return Evidence.REFUSED
+        return Evidence.STALLED if self.connected else Evidence.SILENT
 
 
 class Prober:
@@ -177,12 +181,19 @@ class Prober:
     def stream_answered(self, sequence: int) -> list[Outcome]:
         return self._succeed(sequence) if sequence in self._probes else []
 
-    def stream_failed(self, sequence: int, *, refused: bool) -> list[Outcome]:
+    def stream_connected(self, sequence: int) -> list[Outcome]:
+        probe = self._probes.get(sequence)
+        if probe is not None:
+            probe.connected = True
+        return []
+
+    def stream_failed(self, sequence: int, evidence: Evidence) -> list[Outcome]:
         probe = self._probes.get(sequence)
         if probe is None:
             return []
         probe.stream_over = True
-        probe.refused |= refused
+        probe.connected = evidence is Evidence.STALLED
+        probe.refused |= evidence is Evidence.REFUSED
         return self._fail_if_settled(sequence, probe)
 
     def _probe_next(self) -> list[Outcome]:
@@ -246,11 +257,7 @@ class Prober:
             self._awareness.add(len(probe.helpers) - len(probe.nacks))
         elif not probe.refused:
             self._awareness.add(1)
-        return [
-            ProbeFailed(
-                probe.target, probe.ping.incarnation, probe.refusal_confirmed, probe.claimed
-            )
-        ]
+        return [ProbeFailed(probe.target, probe.ping.incarnation, probe.evidence, probe.claimed)]
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from swarmlet.swim.events import (
     Event,
     OpenSync,
     StreamAnswered,
+    StreamConnected,
     StreamFailed,
     StreamPing,
     StreamPinged,
@@ -40,6 +41,7 @@ from swarmlet.swim.messages import (
     ANYBODY,
     RECORDS_MAX,
     Address,
+    Evidence,
     MemberId,
     Ping,
     Record,
@@ -100,7 +102,7 @@ async def converse(streams: Streams, action: Conversation, *, core: Swim, step: 
     """Have the conversation that *action* asks for, and return what came of it."""
     match action:
         case StreamPing():
-            return await ping(streams, action)
+            return await ping(streams, action, step)
         case OpenSync():
             return await exchange(streams, action, core, step)
         case Verify():
@@ -113,7 +115,7 @@ def failure(action: Conversation) -> Event:
     """Return the outcome of an *action* that was not carried out."""
     match action:
         case StreamPing(_, _, question):
-            return StreamFailed(question.sequence, refused=False)
+            return StreamFailed(question.sequence, Evidence.SILENT)
         case OpenSync():
             return SyncFailed()
         case Verify(member, address):
@@ -122,18 +124,41 @@ def failure(action: Conversation) -> Event:
             assert_never(action)
 
 
-async def ping(streams: Streams, action: StreamPing) -> Event:
-    """Ping by stream and return the outcome as the core wants to hear it."""
+async def ping(streams: Streams, action: StreamPing, step: Step) -> Event:
+    """Ping by stream and return the outcome; that the host takes connections goes to *step*."""
     sequence = action.ping.sequence
-    refused = False
-    with trio.move_on_after(action.ticks * TICK):
+    connected = False
+    outcome: Event | None = None
+
+    async def knock() -> None:
+        """Find out whether the kernel there is alive; TLS would need the daemon."""
+        nonlocal connected
+        try:
+            stream = await trio.open_tcp_stream(*action.address)
+        except OSError:
+            return
+        connected = True
+        step(StreamConnected(sequence))
+        await trio.aclose_forcefully(stream)
+
+    async def ask() -> None:
+        nonlocal outcome
         try:
             record = await _ask(streams, action.member, action.address, action.ping)
         except STREAM_ERRORS as exc:
-            refused = is_refusal(exc)
+            evidence = Evidence.REFUSED if is_refusal(exc) else Evidence.SILENT
+            outcome = StreamFailed(sequence, evidence)
         else:
-            return StreamAnswered(sequence, record)
-    return StreamFailed(sequence, refused)
+            outcome = StreamAnswered(sequence, record)
+        nursery.cancel_scope.cancel()
+
+    with trio.move_on_after(action.ticks * TICK):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(knock)
+            nursery.start_soon(ask)
+    if outcome is not None:
+        return outcome
+    return StreamFailed(sequence, Evidence.STALLED if connected else Evidence.SILENT)
 
 
 async def verify(streams: Streams, action: Verify) -> Event:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from swarmlet.swim.messages import ACCUSERS_MAX, ShortId
+from swarmlet.swim.messages import ACCUSERS_MAX, Evidence, ShortId
 
 
 def suspicion_ticks(*, confirmations: int, wanted: int, least: int, most: int) -> int:
@@ -41,6 +41,7 @@ class Suspicion:
         self._most = most
         self._started = now
         self._refused_by: int | None = None
+        self._factor = 1
         self.add(accusers)
 
     @property
@@ -52,8 +53,10 @@ class Suspicion:
         return min(self._wanted, len(self._accusers) - 1)
 
     @property
-    def refused(self) -> bool:
-        return self._refused_by is not None
+    def evidence(self) -> Evidence:
+        if self._refused_by is not None:
+            return Evidence.REFUSED
+        return Evidence.STALLED if self._factor > 1 else Evidence.SILENT
 
     @property
     def deadline(self) -> int:
@@ -61,8 +64,8 @@ class Suspicion:
         deadline = self._started + suspicion_ticks(
             confirmations=self.confirmations,
             wanted=self._wanted,
-            least=self._least,
-            most=self._most,
+            least=self._least * self._factor,
+            most=max(self._most, self._least * self._factor),
         )
         return deadline if self._refused_by is None else min(deadline, self._refused_by)
 
@@ -84,6 +87,16 @@ class Suspicion:
             return False
         self._refused_by = deadline
         return True
+
+    def stall(self, factor: int) -> bool:
+        """Take note that the suspect's host is alive: its silence may be a pause.
+
+        The shortest timer becomes *factor* times as long. True when that is news.
+        """
+        if self._factor > 1 or factor <= 1:
+            return False
+        self._factor = factor
+        return self._refused_by is None
 
     def restart(self, now: int, *, least: int, most: int) -> None:
         """Begin again: this process slept, and the suspect's answers with it."""

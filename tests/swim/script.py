@@ -5,7 +5,7 @@
     tick 10 / pause 100                    time; time that the process slept through
     receive b: ack 1; suspect c 1.0 by b   a packet of b, messages as they are printed
     refused b                              ICMP port unreachable from b's host
-    stream-answered 3 b 1.0 / stream-failed 3 [refused]
+    stream-answered 3 b 1.0 / stream-connected 3 / stream-failed 3 [refused or stalled]
     stream-ping 9 a 1.0 suspect            somebody pings us on a stream
     sync b: alive c 1.0; dead d 1.0        records from an exchange with b
     verified b at b / unverified b at b2   the outcome of a verify
@@ -49,6 +49,7 @@ from swarmlet.swim.events import (
     SetFacts,
     SetKnown,
     StreamAnswered,
+    StreamConnected,
     StreamFailed,
     StreamPing,
     StreamPinged,
@@ -64,6 +65,7 @@ from swarmlet.swim.messages import (
     Address,
     Alive,
     Dead,
+    Evidence,
     Left,
     MemberId,
     Message,
@@ -107,6 +109,10 @@ def short(name: str) -> ShortId:
     return ANYBODY if name == "anybody" else short_id(MemberId(name))
 
 
+def parse_evidence(words: list[str]) -> Evidence:
+    return Evidence[words[0].upper()] if words else Evidence.SILENT
+
+
 def parse_message(text: str) -> Message:
     kind, *words = text.split()
     match kind, words:
@@ -129,7 +135,7 @@ def parse_message(text: str) -> Message:
         case "suspect", [name, incarnation, "by", by, *rest]:
             accusers = tuple(short(accuser) for accuser in by.split(","))
             return Suspect(
-                short(name), parse_incarnation(incarnation), accusers, rest == ["refused"]
+                short(name), parse_incarnation(incarnation), accusers, parse_evidence(rest)
             )
         case "dead", [name, incarnation, "by", by]:
             return Dead(short(name), parse_incarnation(incarnation), short(by))
@@ -156,9 +162,9 @@ def show_message(message: Message) -> str:
             place = "" if place_of(address) == member else f" at {place_of(address)}"
             told = f" facts {facts.decode()}" if facts else ""
             return f"alive {member} {show_incarnation(incarnation)}{place}{told}"
-        case Suspect(member, incarnation, accusers, refused):
+        case Suspect(member, incarnation, accusers, evidence):
             by = ",".join(SHORT[accuser] for accuser in accusers)
-            tail = " refused" if refused else ""
+            tail = f" {evidence.name.lower()}" if evidence else ""
             return f"suspect {SHORT[member]} {show_incarnation(incarnation)} by {by}{tail}"
         case Dead(member, incarnation, by):
             return f"dead {SHORT[member]} {show_incarnation(incarnation)} by {SHORT[by]}"
@@ -176,6 +182,12 @@ def parse_record(text: str) -> Record:
         place, age = (value, age) if word == "at" else (place, int(value))
     number = parse_incarnation(incarnation)
     return Record(MemberId(name), number, State[kind.upper()], address_of(place), b"", age)
+
+
+#: The papers' protocol: no member looks into a suspicion out of turn but where a script says so.
+PLAIN = Config(
+    suspicion_mult=4, suspicion_max_factor=6, confirmations=2, confirmers=0, stall_factor=2
+)
 
 
 def parse_config(words: Iterable[str], config: Config) -> Config:
@@ -239,7 +251,7 @@ class Script:
             address=address_of(name),
             facts=b"",
             boot=own["boot"],
-            config=parse_config(options, Config()),
+            config=parse_config(options, PLAIN),
             rng=random.Random(own["seed"]),
         )
         return []
@@ -262,7 +274,9 @@ class Script:
                 record = parse_record(f"alive {name} {incarnation}")
                 return StreamAnswered(int(sequence), record)
             case "stream-failed":
-                return StreamFailed(int(words[0]), words[1:] == ["refused"])
+                return StreamFailed(int(words[0]), parse_evidence(words[1:]))
+            case "stream-connected":
+                return StreamConnected(int(rest))
             case "stream-ping":
                 ping = parse_message(f"ping {rest}")
                 assert isinstance(ping, Ping)
