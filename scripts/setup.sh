@@ -8,8 +8,10 @@ say() { printf '== %s\n' "$*" >&2; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # What the daemon, the lab and the tests call. python3-venv and curl are for the scripts.
-packages_needed="nftables libnftables1 libseccomp2 conntrack iproute2 util-linux busybox-static
-  curl ca-certificates python3 python3-venv"
+packages_needed="nftables libnftables1 libseccomp2 conntrack iproute2 util-linux procps
+  busybox-static curl ca-certificates python3 python3-venv"
+# What some tests hold us to besides: a registry, and the tools that others make images with.
+packages_of_tests="docker-registry skopeo umoci"
 
 # packages NAME...: install those of these Debian packages that are missing.
 packages() {
@@ -22,9 +24,18 @@ packages() {
   [ "$(id -u)" = 0 ] || { say "not root, so not installed: ${missing[*]}"; return 0; }
   say "apt-get install ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || say "apt-get update failed: trying the old lists"
-  apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >&2 ||
+  quietly apt-get -q -o DPkg::Lock::Timeout=300 update || say "apt-get update failed: trying the old lists"
+  quietly apt-get -q -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" ||
     die "apt-get install ${missing[*]} failed: see above"
+}
+
+# quietly COMMAND...: show what it said only if it fails.
+quietly() {
+  local log; log=$(mktemp)
+  if "$@" >"$log" 2>&1 </dev/null; then rm -f "$log"; return 0; fi
+  cat "$log" >&2
+  rm -f "$log"
+  return 1
 }
 
 # peer_packages NAME...: like packages, for what we measure against: some of these start daemons
