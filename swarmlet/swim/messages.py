@@ -81,6 +81,8 @@ def boot_of(incarnation: int) -> int:
 
 @lru_cache(maxsize=1 << 14)
 def _usable_host(host: str) -> bool:
+    if "%" in host:
+        return False  # a scope is another host's interface, and of any length
     try:
         parsed = ipaddress.ip_address(host)
     except ValueError:
