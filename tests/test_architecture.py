@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "swarmlet.state",
         "swarmlet.codec",
     },
-    "swarmlet.transport": {"swarmlet.wire", "swarmlet.identity"},
+    "swarmlet.transport": {"swarmlet.wire", "swarmlet.identity", "swarmlet.codec"},
     "swarmlet.store": {"raft", "swarmlet.state", "swarmlet.model", "swarmlet.codec"},
 }
 VOCABULARY = {
@@ -118,7 +118,13 @@ PURE = {
     "swarmlet/manager/decisions.py",
     "swarmlet/manager/placement.py",
     "swarmlet/manager/reaper.py",
+    "swarmlet/runtime/decoding.py",
+    "swarmlet/runtime/defaults.py",
+    "swarmlet/runtime/devices.py",
+    "swarmlet/runtime/seccomp_default.py",
     "swarmlet/runtime/spec.py",
+    "swarmlet/runtime/statistics.py",
+    "swarmlet/runtime/steps.py",
     "swarmlet/runtime/plan.py",
     "swarmlet/images/reference.py",
     "swarmlet/images/manifest.py",
@@ -153,7 +159,10 @@ def imports_of(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "absolute imports only"
             assert node.module
-            yield node.module
+            if node.module == "swarmlet":  # `from swarmlet import wire` imports a module
+                yield from (f"swarmlet.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
 
 
 def package_of(module: str) -> str | None:

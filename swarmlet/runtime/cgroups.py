@@ -21,6 +21,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,8 +31,10 @@ from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.host import Host
 from swarmlet.runtime.spec import Resources
 from swarmlet.runtime.statistics import CgroupStats, Pressure
-from swarmlet.runtime.steps import MakeCgroup, SetLimit
+from swarmlet.runtime.steps import MakeCgroup, PruneCgroups, SetLimit
 
+#: Seconds for the processes of a group to stop.
+FREEZE_TIMEOUT = 10.0
 #: cgroups(7): what the kernel shows for "no limit" on v1, in pages and in bytes.
 V1_UNLIMITED = 1 << 62
 
@@ -71,6 +75,11 @@ class Driver(ABC):
     def resets(self, container_id: str, old: Resources, new: Resources) -> list[SetLimit]:
         """Return what lifts the limits that *old* has and *new* has not."""
 
+    def prunes(self) -> list[PruneCgroups]:
+        """Return what removes the parent groups when they are empty."""
+        roots = dict.fromkeys([self.host.unified, *(item.path for item in self.host.hierarchies)])
+        return [PruneCgroups(root, self.parent) for root in roots]
+
     # Acting: sync, in a thread.
 
     def kill(self, container_id: str) -> None:
@@ -79,7 +88,22 @@ class Driver(ABC):
             write_control(f"{self.unified(container_id)}/cgroup.kill", "1")
 
     def freeze(self, container_id: str, *, frozen: bool) -> None:
-        write_control(f"{self.unified(container_id)}/cgroup.freeze", "1" if frozen else "0")
+        """Freeze or thaw every process of the group, and wait until they are."""
+        group = self.unified(container_id)
+        wanted = b"frozen 1" if frozen else b"frozen 0"
+        events = os.open(f"{group}/cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            write_control(f"{group}/cgroup.freeze", "1" if frozen else "0")
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            deadline = time.monotonic() + FREEZE_TIMEOUT
+            while wanted not in os.pread(events, 256, 0):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise OSError(errno.EBUSY, "a process does not stop (in the kernel?)", group)
+                poll.poll(left * 1000)
+        finally:
+            os.close(events)
 
     def processes(self, container_id: str) -> list[int]:
         """Return the pids in the container's group; none when it is gone."""

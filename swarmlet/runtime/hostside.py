@@ -10,6 +10,7 @@ import errno
 import os
 import select
 import stat
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from swarmlet.runtime.steps import (
     MakeCgroup,
     MakeDirectory,
     MakeFifo,
+    PruneCgroups,
     RemoveCgroup,
     RemoveTree,
     SetLimit,
@@ -33,6 +35,11 @@ from swarmlet.runtime.steps import (
 EMPTY_TIMEOUT = 10.0
 #: Another container's removal may take an empty parent away between two mkdirs.
 MKDIR_ATTEMPTS_MAX = 5
+#: Loaded device programs that are kept: nearly all containers have the same one, and the kernel
+#: takes half a millisecond to verify it.
+PROGRAMS_MAX = 16
+_programs: dict[bytes, int] = {}
+_programs_lock = threading.Lock()
 
 
 class StepFailure(Exception):
@@ -74,6 +81,8 @@ def _execute(step: HostStep) -> None:
             _kill_cgroup(path)
         case RemoveCgroup(path):
             _remove_cgroup(path)
+        case PruneCgroups(root, name):
+            prune_cgroups(root, name)
         case RemoveTree(path):
             remove_tree(path)
         case _:
@@ -118,15 +127,16 @@ def _enable(folder: Path, controllers: tuple[str, ...]) -> None:
 
 
 def _allow_devices(cgroup: str, program: bytes) -> None:
-    program_fd = syscalls.bpf_load_device_program(program)
+    cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            syscalls.bpf_attach_device_program(program_fd, cgroup_fd)
-        finally:
-            os.close(cgroup_fd)
+        with _programs_lock:
+            if program not in _programs:
+                if len(_programs) >= PROGRAMS_MAX:
+                    os.close(_programs.pop(next(iter(_programs))))
+                _programs[program] = syscalls.bpf_load_device_program(program)
+            syscalls.bpf_attach_device_program(_programs[program], cgroup_fd)
     finally:
-        os.close(program_fd)
+        os.close(cgroup_fd)
 
 
 def _kill_cgroup(path: str) -> None:

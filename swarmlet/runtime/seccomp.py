@@ -90,6 +90,11 @@ class Filters:
         self._host = host
         self._made: dict[tuple[Seccomp, frozenset[str]], bytes] = {}
 
+    def is_made(self, seccomp: Seccomp, capabilities: Sequence[str]) -> bool:
+        """Whether `program` answers at once."""
+        made = (seccomp, frozenset(capabilities)) in self._made
+        return made or seccomp.profile == "unconfined"
+
     def program(self, seccomp: Seccomp, capabilities: Sequence[str]) -> bytes | None:
         """Return the filter of a process with *capabilities* as its bounding set.
 

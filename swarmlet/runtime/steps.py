@@ -81,6 +81,14 @@ class RemoveCgroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PruneCgroups:
+    """Remove the groups of the path *name* below *root* as far up as they are empty."""
+
+    root: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveTree:
     path: str
 
@@ -347,6 +355,7 @@ HostStep: TypeAlias = (
     | AllowDevices
     | KillCgroup
     | RemoveCgroup
+    | PruneCgroups
     | RemoveTree
 )
 BirthStep: TypeAlias = (

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import trio
 
-from swarmlet.runtime import cgroups, hostside
+from swarmlet.runtime import cgroups
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure
 from swarmlet.runtime.host import Host
@@ -103,8 +103,7 @@ class Supervisor(ContainerTable):
         # Without a checkpoint between the entry and the try: a cancellation would leave it.
         record.lock.acquire_nowait()
         try:
-            await trio.to_thread.run_sync(_leave_state, place, state)
-            await self._execute(container_id, made.prepare)
+            await self._execute(container_id, made.prepare, first=state)
             await self._bear(record, made, spec)
         except BaseException:
             with trio.move_on_after(CLEANUP_TIMEOUT, shield=True):
@@ -121,6 +120,8 @@ class Supervisor(ContainerTable):
 
     async def _filter(self, spec: ContainerSpec, process: Process) -> bytes | None:
         bounding = process.capabilities.bounding
+        if self._filters.is_made(spec.seccomp, bounding):
+            return self._filters.program(spec.seccomp, bounding)
         return await trio.to_thread.run_sync(self._filters.program, spec.seccomp, bounding)
 
     async def _bear(self, record: Record, made: Plan, spec: ContainerSpec) -> None:
@@ -223,7 +224,11 @@ class Supervisor(ContainerTable):
                 text = f"the container is {record.state.status.value}, not {before.value}"
                 raise RuntimeFailure(container_id, text)
             freeze = partial(self.driver.freeze, container_id, frozen=after is Status.PAUSED)
-            await trio.to_thread.run_sync(freeze)
+            try:
+                await trio.to_thread.run_sync(freeze)
+            except OSError as failure:
+                text = f"the container could not be {after.value}: {failure.strerror}"
+                raise RuntimeFailure(container_id, text, errno=failure.errno or 0) from failure
             self._change(record, status=after)
             place = self._place(container_id)
             await trio.to_thread.run_sync(write_state, place.state, record.state)
@@ -242,9 +247,7 @@ class Supervisor(ContainerTable):
                 advice = "stop it first, or force its removal"
                 raise RuntimeFailure(container_id, "the container is running", advice=advice)
             self._change(record, status=Status.REMOVING)
-            place = self._place(container_id)
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(write_state, place.state, record.state)
                 await self._forget(container_id)
                 await self._remove_remains(container_id)
         logger.info("container removed id=%s", container_id)
@@ -446,11 +449,6 @@ def _plan_file(birth: Sequence[ChildStep], launch: Sequence[ChildStep], *, wait:
     with open(fd, "w", closefd=False) as file:
         json.dump(value, file)
     return fd
-
-
-def _leave_state(place: Place, state: ContainerState) -> None:
-    hostside.make_directory(place.state)
-    write_state(place.state, state)
 
 
 def _read_stats(

@@ -33,6 +33,7 @@ from swarmlet.runtime.state import (
     read_boot_id,
     read_exit,
     read_state,
+    write_state,
 )
 from swarmlet.runtime.steps import ChildStep, HostStep
 
@@ -196,6 +197,9 @@ class ContainerTable:
                 await self._take_facts(record, facts)
             elif status is not Status.EXITED:
                 await self._adopt_orphan(client, record)
+        if not self._records:
+            # The last removal may have been cut off after the last trace of its container.
+            await self._execute("", self.driver.prunes())
 
     async def _adopt_orphan(self, client: Client, record: Record) -> None:
         """Its zygote is gone: have the new one adopt it, or note how it ended."""
@@ -254,7 +258,7 @@ class ContainerTable:
         state = record.state
         if state.exit is not None:
             return
-        kills = await trio.to_thread.run_sync(self.driver.oom_kills, state.id)
+        kills = self.driver.oom_kills(state.id)  # one read of a file that is no disk's
         if state.spec.namespaces.pid != "private":
             # No PID namespace dies with the first process: the rest of the group is ended here.
             await trio.to_thread.run_sync(self.driver.kill, state.id)
@@ -368,18 +372,30 @@ class ContainerTable:
 
     async def _remove_remains(self, container_id: str) -> None:
         """Remove everything but the zygote's memory of the container, and its entry."""
-        await self._execute(container_id, removal(self.driver, self._place(container_id)))
+        known = self._records.get(container_id)
+        steps = removal(self.driver, self._place(container_id))
+        removing = known.state.changed(status=Status.REMOVING) if known else None
+        await self._execute(container_id, steps, first=removing)
         record = self._records.pop(container_id, None)
         if record is not None:
             record.exited.set()
             self._notify(container_id)
         if not self._records:
-            for root in (self.host.unified, *(h.path for h in self.host.hierarchies)):
-                await trio.to_thread.run_sync(hostside.prune_cgroups, root, self.driver.parent)
+            await self._execute(container_id, self.driver.prunes())
 
-    async def _execute(self, container_id: str, steps: Iterable[HostStep]) -> None:
+    async def _execute(
+        self, container_id: str, steps: Iterable[HostStep], *, first: ContainerState | None = None
+    ) -> None:
+        """Do *steps* on the host, in one worker thread; leave *first* as the state before."""
+
+        def work() -> None:
+            if first is not None:
+                hostside.make_directory(self._place(container_id).state)
+                write_state(self._place(container_id).state, first)
+            hostside.execute(list(steps))
+
         try:
-            await trio.to_thread.run_sync(hostside.execute, list(steps))
+            await trio.to_thread.run_sync(work)
         except hostside.StepFailure as failed:
             failure = failed.failure
             path = failure.filename if isinstance(failure.filename, str) else ""

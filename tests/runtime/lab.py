@@ -20,6 +20,8 @@ from swarmlet.runtime.plan import Place, removal
 from swarmlet.runtime.spec import ContainerSpec, Process, Root
 from swarmlet.runtime.supervisor import Supervisor
 
+#: Seconds after which a test hangs rather than waits.
+TEST_TIMEOUT = 120.0
 BUSYBOX = Path("/bin/busybox")
 _APPLETS = """
     [ cat chmod chown cut date dd df echo env expr false grep head hostname id ip kill ls
@@ -70,11 +72,17 @@ class Lab:
         supervisor = Supervisor(
             run_dir=self.run_dir, state_dir=self.state_dir, cgroup_parent=self.parent
         )
+        with trio.fail_after(TEST_TIMEOUT):
+            async with self._run(supervisor):
+                yield supervisor
+
+    @contextlib.asynccontextmanager
+    async def _run(self, supervisor: Supervisor) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             self.zygotes.add(supervisor.zygote_pid)
             try:
-                yield supervisor
+                yield
             finally:
                 self.zygotes.add(supervisor.zygote_pid)
                 nursery.cancel_scope.cancel()
