@@ -46,7 +46,7 @@ from overlay.resources import (
     Veth,
     Vxlan,
 )
-from overlay.rulesets import host_ruleset, sandbox_ruleset
+from overlay.rulesets import host_ruleset, sandbox_ruleset, virtual_chains
 from overlay.topology import (
     VXLAN_OVERHEAD_BYTES,
     IPAddress,
@@ -83,6 +83,9 @@ class _Builder:
         self._names = names
         self._underlay_mtu_bytes = underlay_mtu_bytes
         self._networks = {network.id: network for network in topology.networks}
+        self._virtual = virtual_chains(topology)
+        ingress = self._networks[topology.ingress.network] if topology.ingress else None
+        self._ingress_mtu_bytes = overlay_mtu_bytes(underlay_mtu_bytes, ingress)
         # One endpoint an address: where the store has two for a moment, the later one is right,
         # and two entries of one key would never converge.
         self._macs: dict[NetworkId, dict[IPAddress, str]] = {n.id: {} for n in topology.networks}
@@ -103,7 +106,7 @@ class _Builder:
     def _host(self) -> Iterator[Resource]:
         topology, names = self._topology, self._names
         ingress = self._networks[topology.ingress.network] if topology.ingress else None
-        mtu_bytes = overlay_mtu_bytes(self._underlay_mtu_bytes, ingress)
+        mtu_bytes = self._ingress_mtu_bytes
         yield Sysctl(HOST, "ipv4/ip_forward", "1")
         yield Ruleset(HOST, names.table, host_ruleset(topology, names, mtu_bytes))
         yield from self._bridge(naming.GATEWAY_NAMESPACE, self._underlay_mtu_bytes)
@@ -177,7 +180,9 @@ class _Builder:
             everything = topology.gateway.supernet(new_prefix=0)
             by = topology.gateway_address
             yield Route(namespace, MAIN_TABLE, everything, by, gateway.interface)
-        yield Ruleset(namespace, self._names.table, sandbox_ruleset(topology, sandbox))
+        mtu_bytes = self._ingress_mtu_bytes
+        chains = sandbox_ruleset(topology, sandbox, self._virtual, mtu_bytes)
+        yield Ruleset(namespace, self._names.table, chains)
 
     def _bridge(self, namespace: str, mtu_bytes: int) -> Iterator[Resource]:
         yield Namespace(namespace)

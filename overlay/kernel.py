@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import assert_never
 
-from overlay import netlink, netns, nftables
+from overlay import conntrack, netlink, netns, nftables
 from overlay.naming import Naming, holds_bridge
 from overlay.plan import Create, Delete, Operation
 from overlay.resources import (
@@ -40,8 +40,10 @@ from overlay.resources import (
     Veth,
     Vxlan,
 )
-from overlay.rtnetlink import Message, NetlinkError, NetlinkSocket
-from overlay.topology import IPAddress
+from overlay.retirement import Survivors
+from overlay.rtnetlink import NETFILTER, Message, NetlinkError, NetlinkSocket
+from overlay.tables import Chain
+from overlay.topology import IPAddress, Topology
 
 PROC_SYS_NET = Path("/proc/sys/net")
 #: Beside the namespaces: the host's sysctls before we changed them, name=value.
@@ -119,7 +121,7 @@ class Pass:
         *desired* says which sysctls matter, and helps to recognise rulesets.
         """
         sysctls: dict[str, list[Sysctl]] = {}
-        rulesets: dict[str, str] = {}
+        rulesets: dict[str, tuple[Chain, ...]] = {}
         locks: dict[Key, bool | None] = {}
         there = netns.listing(self._directory)
         tables: dict[str, netlink.Table] = {}
@@ -127,8 +129,8 @@ class Pass:
             match resource:
                 case Sysctl(namespace):
                     sysctls.setdefault(namespace, []).append(resource)
-                case Ruleset(namespace, _, text):
-                    rulesets[namespace] = text
+                case Ruleset(namespace, _, chains):
+                    rulesets[namespace] = chains
                 case PortSettings():
                     locks[resource.key] = resource.locked
                 case Namespace(namespace) if not there.get(namespace):
@@ -180,7 +182,7 @@ class Pass:
                 continue
             yield Sysctl(namespace, sysctl.name, value, sysctl.link)
 
-    def _read_ruleset(self, namespace: str, wanted: str | None) -> Iterator[Ruleset]:
+    def _read_ruleset(self, namespace: str, wanted: tuple[Chain, ...] | None) -> Iterator[Ruleset]:
         self._enter(namespace)
         key = (namespace, self._inode(namespace))
         table = self._naming.table
@@ -189,7 +191,7 @@ class Pass:
             self._memory.rulesets.pop(key, None)
             return
         self._memory.rulesets[key] = known
-        yield Ruleset(namespace, table, known.text)
+        yield Ruleset(namespace, table, known.chains)
 
     # Applying.
 
@@ -232,8 +234,8 @@ class Pass:
                 self._change_namespace(namespace, create=create)
             case Sysctl() as sysctl:
                 self._set_sysctl(sysctl)
-            case Ruleset(namespace, table, text):
-                self._change_ruleset(namespace, table, text if create else None)
+            case Ruleset(namespace, table, chains):
+                self._change_ruleset(namespace, table, chains if create else None)
             case (Bridge() | Vxlan() | Veth()) as link:
                 if create:
                     self._create_link(link)
@@ -310,14 +312,15 @@ class Pass:
                 self._enter(HOST)
             netns.remove(self._path(namespace))
 
-    def _change_ruleset(self, namespace: str, table: str, text: str | None) -> None:
+    def _change_ruleset(self, namespace: str, table: str, chains: tuple[Chain, ...] | None) -> None:
         self._enter(namespace)
         key = (namespace, self._inode(namespace))
-        self._memory.rulesets.pop(key, None)
-        if text is None:
-            nftables.remove(nftables.open_nft(), table)
+        known = self._memory.rulesets.pop(key, None)
+        nft = nftables.open_nft()
+        if chains is None:
+            nftables.remove(nft, table)
         else:
-            self._memory.rulesets[key] = nftables.replace(nftables.open_nft(), table, text)
+            self._memory.rulesets[key] = nftables.replace(nft, table, chains, known)
 
     def _request(self, operation: Operation) -> Message:
         create = isinstance(operation, Create)
@@ -344,6 +347,36 @@ class Pass:
                 return netlink.neighbour_request(neighbour, index, create=create)
             case other:
                 raise AssertionError(other)
+
+    # Forgetting.
+
+    def forget(self, topology: Topology, survivors: Survivors) -> None:
+        """End the flows that are over, and drop what ARP knows of addresses that moved.
+
+        Raises:
+            OSError: some of it could not be done.
+        """
+        for namespace in [HOST, *(str(sandbox.id) for sandbox in topology.sandboxes)]:
+            self._enter(namespace)
+            with NetlinkSocket(NETFILTER) as sock:
+                conntrack.end_flows(
+                    sock,
+                    lambda flow: survivors.is_over(
+                        asked=flow.asked, backend=flow.backend, is_datagram=flow.is_datagram
+                    ),
+                )
+        links = [
+            (str(sandbox.id), attachment.interface, attachment.network)
+            for sandbox in topology.sandboxes
+            for attachment in sandbox.attachments
+        ]
+        if topology.ingress and topology.own_ingress:
+            links.append((HOST, self._naming.ingress_link, topology.ingress.network))
+        for namespace, link, network in links:
+            if addresses := survivors.moved.get(network):
+                index = self._index(namespace, link)
+                messages = [netlink.forget_neighbour(address, index) for address in addresses]
+                self._socket(namespace).execute(messages)  # most are not there: no matter
 
     # Namespaces.
 

@@ -504,6 +504,12 @@ def neighbour_request(resource: Neighbour, index: int, *, create: bool) -> Messa
     return Message(RTM_DELNEIGH, 0, body)
 
 
+def forget_neighbour(address: IPAddress, index: int) -> Message:
+    """Drop what ARP found out about *address*, if anything."""
+    body = _NDMSG.pack(_family(address), index, 0, 0, 0) + attribute(NDA_DST, address.packed)
+    return Message(RTM_DELNEIGH, 0, body)
+
+
 def _new_link(index: int, *parts: bytes) -> Message:
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + b"".join(parts)
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)

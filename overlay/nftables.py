@@ -1,13 +1,13 @@
-"""nft tables: replaced as one transaction, and compared by the kernel's own listing.
+"""nft tables: changed in one transaction, and compared by the kernel's own listing.
 
 Sync; works in the namespace of the calling thread. libnftables by ctypes (0.3 ms a
 transaction), or the nft command where the library is missing (17 ms).
 
-How a table is compared: nft lists a table in words of its own, which differ from version to
-version, so a text is not compared with a listing. Instead we know what the kernel lists after it
-was given a text: the listing right after our transaction, or, where we have not loaded
-the text ourselves (a restarted daemon), the listing of the same text in a namespace made for the
-purpose. And as long as the ruleset's generation is the one that we left, nothing has to be listed.
+How a table is compared: as long as the namespace's ruleset is of the generation that our last
+transaction made, nobody has changed anything. If somebody has (perhaps rules of his own), or the
+daemon is a new one, the table is listed. nft lists it in words of its own, which differ from
+version to version, so what it should list is found by loading the same chains in a namespace that
+is made for the purpose.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
-from overlay import netns
+from overlay import netns, tables
 from overlay.rtnetlink import NETFILTER, Message, NetlinkSocket, attributes
+from overlay.tables import Chain
 
 LIBRARY = "libnftables.so.1"
 # nftables/libnftables.h: no counters in listings.
@@ -32,6 +33,9 @@ NFT_CTX_OUTPUT_STATELESS = 1 << 2
 NFT_MSG_GETGEN = (10 << 8) | 16
 NFTA_GEN_ID = 1
 _NFGENMSG = bytes(4)
+GENERATIONS = 1 << 32
+#: No generation: look.
+NEVER = -1
 
 #: libnftables leaves this much garbage behind only after a large table; then the C library is
 #: asked to give it back (30 MB after 400 KB of text, measured).
@@ -51,30 +55,32 @@ class Nft(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A text that we gave the kernel, what the kernel lists for it, and when that was seen."""
+    """What a table is, as of a generation. *listing* is the kernel's, once it was needed."""
 
-    text: str
-    listing: str
+    chains: tuple[Chain, ...]
     generation: int
+    listing: str | None = None
 
 
-def replace(nft: Nft, table: str, text: str) -> Known:
-    """Load *text* as the body of *table*, in place of what it was.
+def replace(nft: Nft, table: str, chains: tuple[Chain, ...], known: Known | None) -> Known:
+    """Make *table* of *chains*; *known* is what it was by the last verify().
 
     Raises:
-        NftError: nft does not understand the text or the kernel lacks something it needs.
+        NftError: nft does not understand a rule, or the kernel lacks something it needs.
             The table is as it was.
     """
     before = generation()
-    nft(f"add table ip {table}\ndelete table ip {table}\ntable ip {table} {{\n{text}\n}}\n")
-    listing = read(nft, table)
-    after = generation()
-    if listing is None or after != (before + 1) % (1 << 32):
-        # Somebody else was at the rules as well, perhaps at ours.
-        listing = canonical(nft, table, text)
-    if len(text) >= TRIM_BYTES_MIN:
+    commands = None
+    if known and known.generation == before:
+        commands = tables.difference(table, known.chains, chains)
+    commands = commands or tables.whole(table, chains)
+    nft(commands)
+    if len(commands) >= TRIM_BYTES_MIN:
         _trim()
-    return Known(text, listing, after)
+    after = generation()
+    # Another number than the next one: somebody else was at the rules as well, perhaps at ours.
+    alone = after == (before + 1) % GENERATIONS
+    return Known(chains, after if alone else NEVER)
 
 
 def remove(nft: Nft, table: str) -> None:
@@ -83,20 +89,27 @@ def remove(nft: Nft, table: str) -> None:
 
 
 def read(nft: Nft, table: str) -> str | None:
-    """Return the kernel's listing of *table*, None if there is none."""
+    """Return the kernel's listing of *table*, None if there is none.
+
+    The chains are put in order: the kernel lists them by age.
+    """
     try:
-        return nft(f"list table ip {table}\n")
+        listing = nft(f"list table ip {table}\n")
+        body = listing.partition("{")[2].rpartition("}")[0]
+        return "\n".join(sorted(block.strip() for block in f"\n{body}".split("\n\tchain ")))
     except NftError as exc:
         if exc.errno == errno.ENOENT:
             return None
         raise
 
 
-def verify(nft: Nft, table: str, wanted: str | None, known: Known | None) -> Known | None:
+def verify(
+    nft: Nft, table: str, wanted: tuple[Chain, ...] | None, known: Known | None
+) -> Known | None:
     """Return what the kernel has as *table* now, None if there is no such table.
 
-    The text of the result is that of *known* or *wanted* if the kernel has just that, else
-    the listing. *known* is the result of the call before, or of replace().
+    *known* is the result of the call before, or of replace(). A table that is neither that
+    nor *wanted* comes back as one chain that no table of ours has.
     """
     now = generation()
     if known and known.generation == now:
@@ -105,23 +118,25 @@ def verify(nft: Nft, table: str, wanted: str | None, known: Known | None) -> Kno
     if listing is None:
         return None
     if known and known.listing == listing:
-        return Known(known.text, listing, now)
-    if wanted is not None and (known is None or known.text != wanted):
-        with suppress(NftError):
-            if canonical(nft, table, wanted) == listing:
-                return Known(wanted, listing, now)
-    return Known(listing, listing, now)
+        return Known(known.chains, now, listing)
+    for chains in (known.chains if known else None, wanted):
+        if chains is not None and _lists_as(nft, table, chains, listing):
+            return Known(chains, now, listing)
+    return Known((Chain("unknown", (listing,)),), now, listing)
 
 
-def canonical(nft: Nft, table: str, text: str) -> str:
-    """Return what the kernel lists for *text*, tried in a namespace that is thrown away."""
+def _lists_as(nft: Nft, table: str, chains: tuple[Chain, ...], listing: str) -> bool:
+    """Whether *listing* is what the kernel lists for *chains*: tried where it hurts nobody."""
 
-    def load() -> str:
+    def load() -> str | None:
         netns.enter_new()
-        nft(f"table ip {table} {{\n{text}\n}}\n")
-        return read(nft, table) or ""
+        nft(tables.whole(table, chains))
+        return read(nft, table)
 
-    return netns.run_in_thread(load)
+    try:
+        return netns.run_in_thread(load) == listing
+    except NftError:
+        return False  # nft never took these chains, so they are not what it has
 
 
 def generation() -> int:

@@ -77,4 +77,4 @@ def _position(resource: Resource) -> tuple[int, bool, str, str]:
     # The sysctls of one interface can be set when it is there, and before it is up.
     late = isinstance(resource, Sysctl) and bool(resource.link)
     kind = Veth if late else type(resource)
-    return _POSITION[kind], late, resource.namespace, repr(resource)
+    return _POSITION[kind], late, resource.namespace, repr(resource.key)

@@ -26,6 +26,7 @@ from overlay.kernel import Failure, Memory, Pass
 from overlay.naming import Naming
 from overlay.plan import Operation, plan
 from overlay.resources import HOST, Resource
+from overlay.retirement import survivors
 from overlay.topology import Topology
 
 T = TypeVar("T")
@@ -120,6 +121,7 @@ class Reconciler:
         self._heal_seconds = heal_seconds
         self._memory = Memory()
         self._topology: Topology | None = None
+        self._remembered: Topology | None = None  # the one that the kernel's flows are of
         self._desired: frozenset[Resource] | None = None
         self._unsure: frozenset[str] | None = None  # namespaces to look at; None: all
         self._wish: _Wish | None = None
@@ -209,35 +211,57 @@ class Reconciler:
             self._unsure = None
         assert self._topology is not None
         try:
-            operations = await self._converge(self._topology)
-        except NotConverged as exc:
-            logger.warning("network not converged %s", exc)
-            wish.error = exc
-        else:
-            wish.error = None
-            wish.operations = len(operations)
-            if operations and wish.topology is None:
-                self._counts["healed"] += len(operations)
-                logger.warning(
-                    "network healed operations=%d first=%s",
-                    len(operations),
-                    _describe(operations[0]),
-                )
+            wish.error = await self._try(self._topology, wish)
+            await self._forget(self._topology)
         finally:
             wish.done.set()
+
+    async def _try(self, topology: Topology, wish: _Wish) -> NotConverged | None:
+        try:
+            operations = await self._converge(topology)
+        except NotConverged as exc:
+            logger.warning("network not converged %s", exc)
+            return exc
+        wish.operations = len(operations)
+        if operations and wish.topology is None:
+            self._counts["healed"] += len(operations)
+            logger.warning(
+                "network healed operations=%d first=%s", len(operations), _describe(operations[0])
+            )
+        return None
+
+    async def _forget(self, topology: Topology) -> None:
+        """Make the kernel forget what it remembers of the topology before (retirement.py)."""
+        old, self._remembered = self._remembered, topology
+        keep = await self._in_thread(partial(survivors, old, topology))
+        if keep is None:
+            return
+        try:
+            await self._in_kernel(lambda kernel: kernel.forget(topology, keep))
+        except OSError as exc:
+            self._remembered = old  # again with the next look
+            logger.warning("old flows not ended error=%s", exc)
 
     async def _converge(self, topology: Topology) -> list[Operation]:
         if self._unsure is None:
             await self._measure(topology)
-        wanted = desired(topology, self._naming, self._underlay_mtu_bytes)
-        scope = None
-        if self._desired is not None and self._unsure is not None:
-            scope = self._unsure | {r.namespace for r in wanted ^ self._desired}
+        wanted, scope = await self._in_thread(partial(self._compare, topology))
         self._desired = wanted
         self._unsure = scope  # until it is known better
         operations = await self._reach(wanted, scope)
         self._unsure = frozenset()
         return operations
+
+    def _compare(self, topology: Topology) -> tuple[frozenset[Resource], frozenset[str] | None]:
+        """Return what is to be, and where to look for it (None: everywhere).
+
+        Runs in a worker thread while the loop waits for it, and changes nothing: it takes 0.1 s for
+        a large cluster, in which the daemon must not miss its heartbeats.
+        """
+        wanted = desired(topology, self._naming, self._underlay_mtu_bytes)
+        if self._desired is None or self._unsure is None:
+            return wanted, None
+        return wanted, self._unsure | {r.namespace for r in wanted ^ self._desired}
 
     async def _measure(self, topology: Topology) -> None:
         """Find the underlay's MTU, or keep what it was while no interface has the address."""
@@ -274,8 +298,11 @@ class Reconciler:
             with Pass(self._directory, self._host, self._naming, self._memory) as kernel:
                 return work(kernel)
 
+        return await self._in_thread(partial(netns.run_in_thread, run_pass))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         # Not abandoned when cancelled: a pass ends before anybody else looks.
-        return await trio.to_thread.run_sync(netns.run_in_thread, run_pass)
+        return await trio.to_thread.run_sync(work)
 
 
 async def _wait_granted(wish: _Wish) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from overlay.tables import Chain
 from overlay.topology import IPAddress, IPNetwork
 
 #: The namespace that the daemon itself lives in.
@@ -209,11 +210,11 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """The nft table *table*, whole. *text* is what stands between its braces."""
+    """The nft table *table*, whole."""
 
     namespace: str
     table: str
-    text: str
+    chains: tuple[Chain, ...]
 
     @property
     def key(self) -> Key:

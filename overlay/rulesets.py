@@ -1,7 +1,7 @@
-"""The nft tables, as text: one in the host's namespace, one in each sandbox. Pure.
+"""The nft tables: one in the host's namespace, one in each sandbox. Pure.
 
-A table is one text and is replaced as one transaction, so a packet meets the old rules or
-the new ones, never half of each. Every value in a text is an address, a number, or a name
+A table changes in one transaction, so a packet meets the old rules or the new ones, never
+half of each. Every value in a rule is an address, a number, or a name
 that topology.py has checked: nothing here needs quoting.
 
 In the host's namespace (connections from outside):
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 from overlay.balancing import LOCAL_WEIGHT, REMOTE_WEIGHT, Backend, translation
 from overlay.naming import MARK_BASE, MARK_MASK, Naming, return_mark, short_digest
+from overlay.tables import Chain
 from overlay.topology import (
     HostPort,
     IPAddress,
@@ -41,28 +42,22 @@ from overlay.topology import (
 #: is above the ephemeral ports, where nothing usual is.
 RESOLVER_ADDRESS = "127.0.0.11"
 RESOLVER_PORT = 61053
+#: Where connections are sent that nobody is there for. Local everywhere, and no backend's.
+NOBODY = RESOLVER_ADDRESS
 #: IPv4 and TCP headers without options: an MTU less these is the largest segment.
 TCP_HEADERS_BYTES = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    name: str
-    rules: tuple[str, ...]
-    hook: str = ""  # "type ... hook ... priority ..." of a base chain
-
-
-def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> str:
-    """Return the body of the table in the host's own namespace."""
+def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> tuple[Chain, ...]:
+    """Return the table in the host's own namespace."""
     ports = _ports(topology)
     ours = f'{{ "{naming.gateway_link}", "{naming.ingress_link}" }}'
     gateway, ingress = f'"{naming.gateway_link}"', f'"{naming.ingress_link}"'
-    segment = overlay_mtu_bytes - TCP_HEADERS_BYTES
-    syn = "tcp flags & (syn | rst) == syn tcp option maxseg size set"
+    clamp = _clamp(overlay_mtu_bytes)
     open_ports = {port.key: f"goto {port.chain}" for port in ports if port.backends}
-    closed_ports = {port.key: "goto refuse" for port in ports if not port.backends}
+    closed = [port.key for port in ports if not port.backends]
     local = "fib daddr type local"
-    chains = [
+    return (
         _REFUSE,
         *(
             Chain(
@@ -88,7 +83,22 @@ def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> 
             (f"{local} jump published",),
             "type nat hook prerouting priority dstnat",
         ),
-        Chain("output", (f"{local} jump published",), "type nat hook output priority -100"),
+        # A local client's flow is remembered before the port refuses it, so it needs a translation
+        # that can be recognised and forgotten when there is a backend again.
+        _NOBODY,
+        Chain(
+            "output",
+            (
+                f"{local} jump published",
+                *(
+                    f"{local} {port.match} goto nobody"
+                    for port in ports
+                    if port.match and not port.backends
+                ),
+                *(f"{local} {rule}" for rule in _port_map(dict.fromkeys(closed, "goto nobody"))),
+            ),
+            "type nat hook output priority -100",
+        ),
         Chain(
             "spoofed",
             # route_localnet lets loopback addresses in on our interfaces, for answers that are
@@ -107,7 +117,7 @@ def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> 
                     for port in ports
                     if port.match and not port.backends
                 ),
-                *(f"{local} {rule}" for rule in _port_map(closed_ports)),
+                *(f"{local} {rule}" for rule in _port_map(dict.fromkeys(closed, "goto refuse"))),
             ),
             "type filter hook input priority filter",
         ),
@@ -124,10 +134,10 @@ def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> 
         Chain(
             "clamp",
             (
-                f"oifname {ingress} {syn} {segment}",
-                f"iifname {ingress} {syn} {segment}",
+                f"oifname {ingress} {clamp}",
+                f"iifname {ingress} {clamp}",
                 # The way out may be narrower than the sandboxes' interfaces (a PPPoE line).
-                f"iifname {gateway} {syn} rt mtu",
+                f"iifname {gateway} {_CLAMP} rt mtu",
             ),
             "type filter hook forward priority mangle",
         ),
@@ -141,46 +151,74 @@ def host_ruleset(topology: Topology, naming: Naming, overlay_mtu_bytes: int) -> 
             ),
             "type nat hook postrouting priority srcnat",
         ),
-    ]
-    return _render(chains)
+    )
 
 
-def sandbox_ruleset(topology: Topology, sandbox: Sandbox) -> str:
-    """Return the body of the table in the namespace of *sandbox*."""
-    attached = {attachment.network: attachment for attachment in sandbox.attachments}
+def virtual_chains(topology: Topology) -> dict[NetworkId, dict[IPAddress, Chain | None]]:
+    """Return the chain of every virtual IP, by network; None where no backend lives.
+
+    The same in all sandboxes, so it is made once for all of them.
+    """
     # By address: an address can stand for one thing only, whatever the store says.
-    backends = {
-        vip.address: _live(topology, vip.network, vip.backends, port=None)
-        for vip in topology.virtual_ips
-        if vip.network in attached
-    }
-    open_vips = sorted((vip for vip in backends if backends[vip]), key=int)
-    closed_vips = sorted((vip for vip in backends if not backends[vip]), key=int)
-    chains = [
+    chains: dict[NetworkId, dict[IPAddress, Chain | None]] = {n.id: {} for n in topology.networks}
+    for vip in sorted(topology.virtual_ips, key=lambda vip: int(vip.address)):
+        backends = _live(topology, vip.network, vip.backends, port=None)
+        chains[vip.network][vip.address] = (
+            Chain(f"vip-{vip.address}", (translation(backends),)) if backends else None
+        )
+    return chains
+
+
+def sandbox_ruleset(
+    topology: Topology,
+    sandbox: Sandbox,
+    virtual: Mapping[NetworkId, Mapping[IPAddress, Chain | None]],
+    overlay_mtu_bytes: int,
+) -> tuple[Chain, ...]:
+    """Return the table in the namespace of *sandbox*.
+
+    *virtual* are the virtual_chains(), *overlay_mtu_bytes* that of the ingress network.
+    """
+    attached = {attachment.network: attachment for attachment in sandbox.attachments}
+    vips = {vip: chain for network in attached for vip, chain in virtual[network].items()}
+    open_vips = {vip: chain for vip, chain in vips.items() if chain}
+    closed_vips = [vip for vip in vips if vip not in open_vips]
+    entry: list[Chain] = []
+    if topology.ingress and topology.ingress.network in attached:
+        interface = attached[topology.ingress.network].interface
+        entry = _entry_chains(topology, sandbox, interface, overlay_mtu_bytes)
+    return (
         _REFUSE,
-        *(Chain(f"vip-{vip}", (translation(backends[vip]),)) for vip in open_vips),
+        *open_vips.values(),
         Chain(
             "output",
             (
-                *_address_map("ip daddr", {vip: f"goto vip-{vip}" for vip in open_vips}),
+                *_address_map(
+                    "ip daddr", {vip: f"goto {chain.name}" for vip, chain in open_vips.items()}
+                ),
+                *_address_map("ip daddr", dict.fromkeys(closed_vips, "goto nobody")),
                 f"ip daddr {RESOLVER_ADDRESS} meta l4proto {{ tcp, udp }} th dport 53 "
                 f"dnat ip to {RESOLVER_ADDRESS}:{RESOLVER_PORT}",
             ),
             "type nat hook output priority -100",
         ),
+        _NOBODY,
         Chain(
             "refused",
-            _address_map("ip daddr", dict.fromkeys(closed_vips, "goto refuse")),
-            "type filter hook output priority filter",
+            # Not the refusal itself, which comes back this way.
+            _address_map(
+                "ct direction original ct original ip daddr",
+                dict.fromkeys(closed_vips, "goto refuse"),
+            ),
+            "type filter hook input priority filter",
         ),
-    ]
-    if topology.ingress and topology.ingress.network in attached:
-        interface = attached[topology.ingress.network].interface
-        chains += _entry_chains(topology, sandbox, interface)
-    return _render(chains)
+        *entry,
+    )
 
 
-def _entry_chains(topology: Topology, sandbox: Sandbox, interface: str) -> list[Chain]:
+def _entry_chains(
+    topology: Topology, sandbox: Sandbox, interface: str, overlay_mtu_bytes: int
+) -> list[Chain]:
     """Remember by which host a connection came in, and send the answers back there."""
     assert topology.ingress
     subnet = next(n.subnet for n in topology.networks if n.id == topology.ingress.network)
@@ -190,17 +228,28 @@ def _entry_chains(topology: Topology, sandbox: Sandbox, interface: str) -> list[
     }
     elements = ", ".join(f"{mac} : {mark:#x}" for mac, mark in marks.items())
     arrived, marked = f'iifname "{interface}"', f"ct mark & {MARK_MASK:#x}"
+    clamp = _clamp(overlay_mtu_bytes)
+    entries = []
+    if marks:
+        rule = f"{arrived} ct direction original ct mark set ether saddr map {{ {elements} }}"
+        entries.append(rule)
     chains = [
         Chain(
             "entry",
-            (f"{arrived} ct direction original ct mark set ether saddr map {{ {elements} }}",)
-            if marks
-            else (),
+            (
+                *entries,
+                # TCP takes the segment size from the route to the client, which is the gateway's:
+                # that only the mark leads back here it does not know.
+                f"{arrived} {clamp}",
+            ),
             "type filter hook prerouting priority mangle",
         ),
         Chain(
             "return_path",
-            (f"ct direction reply {marked} == {MARK_BASE:#x} meta mark set ct mark",),
+            (
+                f"ct direction reply {marked} == {MARK_BASE:#x} {clamp}",
+                f"ct direction reply {marked} == {MARK_BASE:#x} meta mark set ct mark",
+            ),
             "type route hook output priority mangle",
         ),
         Chain(
@@ -317,6 +366,11 @@ def _vxlan_guard(topology: Topology) -> tuple[str, ...]:
     )
 
 
+def _clamp(mtu_bytes: int) -> str:
+    """Keep TCP segments of both directions within *mtu_bytes*."""
+    return f"{_CLAMP} {mtu_bytes - TCP_HEADERS_BYTES}"
+
+
 def _port_map(verdicts: Mapping[str, str]) -> tuple[str, ...]:
     elements = [f"{key} : {verdict}" for key, verdict in verdicts.items() if key]
     if not elements:
@@ -331,17 +385,11 @@ def _address_map(match: str, verdicts: Mapping[IPAddress, str]) -> tuple[str, ..
     return (f"{match} vmap {{ {elements} }}",)
 
 
+_CLAMP = "tcp flags & (syn | rst) == syn tcp option maxseg size set"
 _REFUSE = Chain(
     "refuse",
     ("meta l4proto tcp reject with tcp reset", "reject with icmp type port-unreachable"),
 )
-
-
-def _render(chains: Iterable[Chain]) -> str:
-    lines = []
-    for chain in chains:
-        lines.append(f"chain {chain.name} {{")
-        if chain.hook:
-            lines.append(f"{chain.hook}; policy accept;")
-        lines += [*chain.rules, "}"]
-    return "\n".join(lines)
+#: Sent to loopback, to be refused there: refused on the way out, a datagram fails with "operation
+#: not permitted" instead of "connection refused".
+_NOBODY = Chain("nobody", (f"dnat ip to {NOBODY}",))

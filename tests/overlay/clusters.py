@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from overlay.topology import (
@@ -24,6 +25,9 @@ from overlay.topology import (
     VirtualIp,
 )
 
+#: A cluster takes a while to draw, and the machine may be busy.
+FEW = settings(max_examples=30, deadline=None)
+
 VTEPS = [IPv4Address(f"10.66.0.{number}") for number in (1, 2, 3)]
 INGRESS = NetworkId("ingress")
 SUBNETS = {
@@ -41,6 +45,18 @@ def mac_on(network: NetworkId, number: int) -> str:
     return ":".join(["02", "00", *(f"{byte:02x}" for byte in address_on(network, number).packed)])
 
 
+def cluster() -> Topology:
+    """Three tasks on the ingress network, one on each host; the first host's view."""
+    return Topology(
+        underlay=Underlay(address=VTEPS[0]),
+        gateway=IPv4Network("172.30.0.0/24"),
+        networks=(_network(INGRESS),),
+        endpoints=tuple(_endpoint(INGRESS, n, vtep) for n, vtep in enumerate(VTEPS, start=10)),
+        sandboxes=(_sandbox(10, [INGRESS], has_gateway=True),),
+        ingress=_ingress(set(VTEPS)),
+    )
+
+
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
     """What the host with the first VTEP is told of up to six tasks on three hosts."""
@@ -49,15 +65,10 @@ def topologies(draw: st.DrawFn) -> Topology:
     endpoints, sandboxes = [], []
     for number, vtep in enumerate(hosts, start=10):
         attached = sorted(draw(st.sets(st.sampled_from(sorted(networks)))))
-        endpoints += [
-            Endpoint(
-                network=network,
-                address=address_on(network, number),
-                mac=mac_on(network, number),
-                vtep=vtep,
-            )
-            for network in attached
-        ]
+        endpoints += [_endpoint(network, number, vtep) for network in attached]
+        if attached and draw(st.booleans()):
+            # For a moment the store has the address's next owner too.
+            endpoints.append(_endpoint(attached[0], number, draw(st.sampled_from(VTEPS)), mac=99))
         if vtep == VTEPS[0]:
             sandboxes.append(_sandbox(number, attached, has_gateway=draw(st.booleans())))
     numbers = st.lists(st.integers(10, 16), max_size=5)
@@ -77,7 +88,7 @@ def topologies(draw: st.DrawFn) -> Topology:
                 address=address_on(network, 100),
                 backends=tuple(address_on(network, n) for n in draw(numbers)),
             )
-            for network in sorted(networks)
+            for network in [*sorted(networks), *sorted(networks)[:1]]
         ),
         published_ports=tuple(
             PublishedPort(
@@ -96,6 +107,17 @@ def topologies(draw: st.DrawFn) -> Topology:
         ),
         ingress=_ingress(draw(st.sets(st.sampled_from(VTEPS)))) if INGRESS in networks else None,
         masked=frozenset(draw(st.sets(st.sampled_from(VTEPS)))),
+    )
+
+
+def _endpoint(
+    network: NetworkId, number: int, vtep: IPv4Address, mac: int | None = None
+) -> Endpoint:
+    return Endpoint(
+        network=network,
+        address=address_on(network, number),
+        mac=mac_on(network, number if mac is None else mac),
+        vtep=vtep,
     )
 
 

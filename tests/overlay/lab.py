@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -77,7 +77,6 @@ class Host:
 @dataclass
 class Lab:
     directory: Path
-    mtu_bytes: int = 1500
     hosts: list[Host] = field(default_factory=list)
 
     @property
@@ -110,7 +109,7 @@ class Lab:
         run_in(self.fabric, "ip", "link", "set", port, "up")
         run_in(namespace, "sh", "-c", f"ip link set {name} up; ip address add {address} dev {name}")
 
-    def add_host(self) -> Host:
+    def add_host(self, mtu_bytes: int = 1500) -> Host:
         number = len(self.hosts) + 1
         address = UNDERLAY[number]
         namespace = self.directory / f"swl-host{number}"
@@ -119,16 +118,19 @@ class Lab:
         host = Host(namespace, run_dir, address, Reconciler(run_dir=run_dir, host=namespace))
         self.hosts.append(host)
         self.make_namespace(namespace)
-        self.plug(namespace, "eth0", "under", f"{address}/24", self.mtu_bytes)
+        self.plug(namespace, "eth0", "under", f"{address}/24", mtu_bytes)
         self.plug(namespace, "eth1", "outside", f"{OUTSIDE[number]}/24", 1500)
         run_in(namespace, "ip", "route", "add", "default", "via", str(OUTSIDE[100]))
         return host
 
 
 @contextmanager
-def laboratory(directory: Path, *, hosts: int, mtu_bytes: int = 1500) -> Iterator[Lab]:
-    """Make *hosts* hosts and a client; remove everything afterwards, also after a failure."""
-    lab = Lab(directory, mtu_bytes)
+def laboratory(directory: Path, *, hosts: int = 0, mtus_bytes: Sequence[int] = ()) -> Iterator[Lab]:
+    """Make *hosts* hosts, or one for each underlay MTU, and a client.
+
+    Everything is removed afterwards, also after a failure.
+    """
+    lab = Lab(directory)
     try:
         lab.make_namespace(lab.fabric)
         for bridge in ("under", "outside"):
@@ -136,8 +138,8 @@ def laboratory(directory: Path, *, hosts: int, mtu_bytes: int = 1500) -> Iterato
             run_in(lab.fabric, "ip", "link", "set", bridge, "up")
         lab.make_namespace(lab.client)
         lab.plug(lab.client, "eth0", "outside", f"{OUTSIDE[100]}/24", 1500)
-        for _ in range(hosts):
-            lab.add_host()
+        for mtu_bytes in mtus_bytes or [1500] * hosts:
+            lab.add_host(mtu_bytes)
         yield lab
     finally:
         for host in lab.hosts:

@@ -11,7 +11,7 @@ import pytest
 from overlay import NotConverged, netns
 from tests.overlay.lab import Host, Lab, laboratory, reconciling, run_in, topology_of
 from tests.overlay.oracle import picture
-from tests.overlay.test_kernel import SHOP, WEB, wanted
+from tests.overlay.shop import SHOP, WEB, wanted
 
 pytestmark = pytest.mark.level4
 

@@ -20,22 +20,25 @@ from overlay.resources import (
 )
 from overlay.topology import Topology
 from tests.overlay import model
-from tests.overlay.clusters import topologies
+from tests.overlay.clusters import FEW, topologies
 
 VTEP = IPv4Address("10.66.0.1")
 
 
+@FEW
 @given(topologies())
 def test_nothing_is_planned_when_all_is_as_wanted(topology: Topology) -> None:
     assert plan(model.wanted(topology), model.wanted(topology)) == []
 
 
+@FEW
 @given(topologies())
 def test_no_two_wanted_resources_occupy_the_same_place(topology: Topology) -> None:
     wanted = model.wanted(topology)
     assert len({resource.key for resource in wanted}) == len(wanted)
 
 
+@FEW
 @given(topologies(), model.kernels())
 def test_every_kernel_becomes_the_wanted_one(
     topology: Topology, kernel: frozenset[Resource]
@@ -43,6 +46,7 @@ def test_every_kernel_becomes_the_wanted_one(
     assert model.settled(_heal(topology, kernel), model.wanted(topology))
 
 
+@FEW
 @given(topologies(), model.kernels(), st.data())
 def test_a_plan_that_was_interrupted_is_no_obstacle(
     topology: Topology, kernel: frozenset[Resource], data: st.DataObject
@@ -53,6 +57,7 @@ def test_a_plan_that_was_interrupted_is_no_obstacle(
     assert model.settled(_heal(topology, halfway), model.wanted(topology))
 
 
+@FEW
 @given(topologies(), model.kernels())
 def test_what_stands_on_something_comes_after_it(
     topology: Topology, kernel: frozenset[Resource]

@@ -28,7 +28,7 @@ from tests.overlay.lab import (
     socket_in,
     topology_of,
 )
-from tests.overlay.test_kernel import OFFICE, SHOP
+from tests.overlay.shop import OFFICE, SHOP
 from tests.overlay.test_names import mutations
 
 pytestmark = pytest.mark.level4
