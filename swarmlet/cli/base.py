@@ -116,8 +116,8 @@ class Group(click.Group):
         name = args[0]
         if self.get_command(ctx, name) is None:
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"see `{ctx.command_path} --help`"
-            ctx.fail(f"there is no command {name!r}; {hint}")
+            hint = f"; did you mean {near[0]}?" if near else ""
+            ctx.fail(f"there is no command {name!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

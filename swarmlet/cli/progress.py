@@ -8,6 +8,7 @@ cannot start is given up with the reason, where the docker client waits for ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -108,7 +109,7 @@ class Convergence:
         monitor = _monitor(service)
         left = monitor - (now - self._stable_since)
         if left > 0:
-            seconds = int(left) + 1
+            seconds = math.ceil(left)
             news = not self._was_stable
             self._was_stable = True
             text = (

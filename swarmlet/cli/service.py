@@ -27,11 +27,11 @@ from swarmlet.cli.service_options import (
     apply_scalars,
     change_options,
     find,
+    finish,
     listed_options,
     put,
     read_env_files,
     scalar_options,
-    split_ports,
 )
 
 _SHOW = "swarmlet.cli.service_show"
@@ -96,7 +96,7 @@ def create(
     apply_scalars(spec, _with_update_defaults(options))
     apply_lists(spec, options)
     apply_health(spec, options["health_cmd"], options["no_healthcheck"])
-    split_ports(spec)
+    finish(spec)
     id_ = _create(app, spec)
     print(id_, flush=True)
     if not detach:
@@ -180,7 +180,7 @@ def _change_spec(spec: dict[str, Any], options: dict[str, Any]) -> None:
     apply_scalars(spec, options)
     apply_list_changes(spec, options)
     apply_health(spec, options["health_cmd"], options["no_healthcheck"])
-    split_ports(spec)
+    finish(spec)
     if options["force"]:
         put(spec, "TaskTemplate.ForceUpdate", (find(spec, "TaskTemplate.ForceUpdate") or 0) + 1)
 

@@ -242,10 +242,6 @@ def apply_scalars(spec: dict[str, Any], options: Mapping[str, Any]) -> None:
     for scalar in SCALARS:
         if (value := options.get(scalar.name)) is not None:
             put(spec, scalar.path, value)
-    # A log driver needs its name before options mean anything; Docker's default is json-file.
-    driver = find(spec, "TaskTemplate.LogDriver")
-    if driver and not driver.get("Name"):
-        driver["Name"] = "json-file"
 
 
 def apply_lists(spec: dict[str, Any], options: Mapping[str, Any]) -> None:
@@ -276,12 +272,23 @@ def read_env_files(paths: tuple[str, ...]) -> list[str]:
         try:
             with open(path, encoding="utf-8") as file:
                 found += parse_env_file(file, dict(os.environ))
-        except (OSError, ValueError) as exc:
+        except OSError as exc:
+            raise click.UsageError(f"--env-file {path}: {exc.strerror}") from None
+        except ValueError as exc:
             raise click.UsageError(f"--env-file {path}: {exc}") from None
     return found
 
 
-def split_ports(spec: dict[str, Any]) -> None:
+def finish(spec: dict[str, Any]) -> None:
+    """What depends on several flags, when all of them are in *spec*."""
+    # Options of a log driver mean nothing without its name; Docker's default is json-file.
+    driver = find(spec, "TaskTemplate.LogDriver")
+    if driver and not driver.get("Name"):
+        driver["Name"] = "json-file"
+    _split_ports(spec)
+
+
+def _split_ports(spec: dict[str, Any]) -> None:
     """Move IP and Interface, which are swarmlet's own, to where the API takes them."""
     ports = find(spec, PORTS) or []
     bound = find(spec, "Swarmlet.Ports") or []

@@ -51,10 +51,11 @@ def _tell(app: App, role: str, made: str, quiet: bool, *, rotated: bool = False)
     if quiet:
         emit(made or app.client.get("/swarm")["JoinTokens"][role.capitalize()])
         return
+    command = join_command(app, role, made)
     if rotated:
         emit(f"Successfully rotated {role} join token; the old one admits nobody any more.\n")
     emit(f"To add a {role} to this swarm, run on that machine:\n")
-    emit(f"    {join_command(app, role, made)}\n")
+    emit(f"    {command}\n")
 
 
 @token.command(cls=Command)

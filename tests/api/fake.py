@@ -333,7 +333,7 @@ class FakeCluster:
             spec_version=service.spec_version,
             slot=slot,
             node=node,
-            created_at=NOW,
+            created_at=NOW + len(self.state.tasks) / 1000,
             endpoints=tuple(
                 Endpoint(network=NetworkId(a.target), address=f"10.128.1.{10 + slot}")
                 for a in service.spec.task.networks
