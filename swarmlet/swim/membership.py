@@ -252,7 +252,8 @@ class Membership:
 
     def expire(self) -> list[Outcome]:
         """Declare dead whose suspicion has run out."""
-        over = [m for m, suspicion in self.suspicions.items() if suspicion.deadline <= self.now]
+        others = self.table.live - 1 - len(self.suspicions)
+        over = [m for m, s in self.suspicions.items() if s.deadline(others) <= self.now]
         outcomes: list[Outcome] = []
         for member in over:
             held = self.table.get(member)

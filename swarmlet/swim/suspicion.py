@@ -58,12 +58,16 @@ class Suspicion:
             return Evidence.REFUSED
         return Evidence.STALLED if self._factor > 1 else Evidence.SILENT
 
-    @property
-    def deadline(self) -> int:
-        """The tick at which the suspect is dead."""
+    def deadline(self, others: int) -> int:
+        """Return the tick at which the suspect is dead.
+
+        Args:
+            others: members that may still confirm. Without any there is nothing to wait for.
+        """
+        confirmations = self.confirmations
         deadline = self._started + suspicion_ticks(
-            confirmations=self.confirmations,
-            wanted=self._wanted,
+            confirmations=confirmations,
+            wanted=min(self._wanted, confirmations + others),
             least=self._least * self._factor,
             most=max(self._most, self._least * self._factor),
         )

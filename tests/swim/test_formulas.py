@@ -148,25 +148,33 @@ def test_awareness_keeps_to_its_scale() -> None:
 def test_suspicion_counts_each_accuser_once_and_no_more_than_wanted() -> None:
     accusers = [short_id(MemberId(name)) for name in "abcde"]
     suspicion = Suspicion(accusers[:1], wanted=2, least=10, most=100, now=5)
-    assert (suspicion.confirmations, suspicion.deadline) == (0, 105)
+    assert (suspicion.confirmations, suspicion.deadline(9)) == (0, 105)
     assert not suspicion.add(accusers[:1])
     assert suspicion.add(accusers[1:2])
     assert suspicion.add(accusers[:4])
-    assert (suspicion.confirmations, suspicion.deadline) == (2, 15)
+    assert (suspicion.confirmations, suspicion.deadline(9)) == (2, 15)
     assert not suspicion.add(accusers)
+
+
+def test_suspicion_waits_for_nobody_who_cannot_come() -> None:
+    suspicion = Suspicion([short_id(MemberId("b"))], wanted=3, least=10, most=100, now=0)
+    deadlines = [suspicion.deadline(others) for others in (5, 3, 2, 1, 0)]
+    assert deadlines == [100, 100, 100, 100, 10]
+    suspicion.add([short_id(MemberId("c"))])
+    assert [suspicion.deadline(others) for others in (2, 1, 0)] == [55, 43, 10]
 
 
 def test_suspicion_weighs_evidence_once() -> None:
     suspicion = Suspicion([ShortId(b"12345678")], wanted=0, least=10, most=100, now=0)
-    assert (suspicion.evidence, suspicion.deadline) == (Evidence.SILENT, 10)
+    assert (suspicion.evidence, suspicion.deadline(9)) == (Evidence.SILENT, 10)
     assert suspicion.stall(4)
     assert not suspicion.stall(4)
-    assert (suspicion.evidence, suspicion.deadline) == (Evidence.STALLED, 40)
+    assert (suspicion.evidence, suspicion.deadline(9)) == (Evidence.STALLED, 40)
     assert suspicion.refuse(20)
     assert not suspicion.refuse(25)
-    assert (suspicion.evidence, suspicion.deadline) == (Evidence.REFUSED, 20)
+    assert (suspicion.evidence, suspicion.deadline(9)) == (Evidence.REFUSED, 20)
     suspicion.restart(100, least=50, most=500)
-    assert suspicion.deadline == 150
+    assert suspicion.deadline(9) == 150
 
 
 @pytest.mark.parametrize("seed", range(20))
