@@ -208,6 +208,16 @@ class Blobs:
                     doomed.append(path)
         return doomed, freed
 
+    def older(self, digests: Collection[Digest], age: float) -> list[Digest]:
+        """Return those that came more than *age* seconds ago."""
+        oldest = time.time() - age
+        found = []
+        for digest in digests:
+            with contextlib.suppress(FileNotFoundError):
+                if self._path(digest).stat().st_mtime <= oldest:
+                    found.append(digest)
+        return found
+
     def discard_partials(self) -> None:
         """Give up the beginnings that are old and that nobody goes on with."""
         oldest = time.time() - PARTIAL_AGE_MAX

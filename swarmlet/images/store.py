@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 #: Seconds after an unpacking until the disk is asked to settle it: several layers at once, and the
 #: container that waits for them is up by then.
 SETTLE_DELAY = 5.0
+#: Seconds for which the blobs of a fetch that broke off wait for the next one.
+ORPHAN_AGE = 3600.0
 #: Seconds that settling may take when the daemon stops.
 SETTLE_GRACE = 10.0
 
@@ -412,6 +414,8 @@ class ImageStore:
     async def collect(self, pins: Collection[Digest], *, tagged_too: bool = False) -> Removal:
         """Remove the images that no pin needs and that have no tag, and all that belongs to none.
 
+        Blobs of images that never came whole are spared for ORPHAN_AGE, to go on with.
+
         *pins* are digests of targets, manifests or ids: what tasks on this node use, and what
         current and previous specs of the cluster say. With *tagged_too* a tag protects no more
         (`image prune --all`).
@@ -421,7 +425,10 @@ class ImageStore:
             images = [image for image in self._catalog if image.digest in unwanted]
             if images:
                 await self._commit(self._catalog.without(unwanted))
-            freed = await self._discard(self._blobs.digests())
+            gone = {blob.digest for image in images for blob in image.content}
+            orphans = set(self._blobs.digests()) - self._catalog.blobs() - gone
+            aged = await self._workers.run(partial(self._blobs.older, orphans, ORPHAN_AGE))
+            freed = await self._discard(gone | set(aged))
             await self._workers.run(self._blobs.discard_partials)
         untagged = tuple(text for image in images for text in image.references)
         if images or freed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -462,7 +463,24 @@ async def test_shared_layers_stay_for_the_other_image(store: ImageStore) -> None
     assert len(store.layers(two.digest)) == 2
 
 
-async def test_collect_spares_what_is_on_its_way(store: ImageStore) -> None:
+async def test_blobs_of_a_broken_fetch_wait_an_hour(store: ImageStore, tmp_path: Path) -> None:
+    layer = tar_of(("a", bytes(range(256)) * 40))
+    image = make_image(layer, compress=False)
+    shelf = Shelf(image.blobs, breaks_after={digest_of(layer): 5000})
+    with pytest.raises(BlobNotFound):
+        await store.fetch(image.digest, shelf)
+    assert (await store.collect(())).freed_bytes == 0
+    assert store.has(image.id)
+    for file in blob_files(tmp_path):
+        os.utime(file, (1, 1))
+    assert (await store.collect(())).freed_bytes > 0
+    assert blob_files(tmp_path) == []
+
+
+async def test_collect_spares_what_is_on_its_way(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swarmlet.images.store.ORPHAN_AGE", 0.0)
     image = make_image(tar_of(("a", b"1")), tar_of(("b", b"2")))
     arrived, proceed = trio.Event(), trio.Event()
 
