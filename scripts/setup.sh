@@ -70,8 +70,8 @@ docker_client() {
   if apt-cache show docker-cli >/dev/null 2>&1; then packages docker-cli; return; fi
   local scratch; scratch=$(mktemp -d)
   say "unpacking the docker client from Debian's docker.io"
-  (cd "$scratch" && chmod 755 . && apt-get -qq download docker.io && dpkg -x docker.io_*.deb tree &&
-    install -m 755 tree/usr/bin/docker "$venv/bin/docker") >&2 ||
+  (cd "$scratch" && quietly apt-get -q download docker.io && dpkg -x docker.io_*.deb tree &&
+    install -m 755 tree/usr/bin/docker "$venv/bin/docker") ||
     say "no docker client to be had: tests that need it are skipped"
   rm -rf "$scratch"
 }

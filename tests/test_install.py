@@ -18,6 +18,7 @@ from swarmlet.cli.install import uninstall as uninstall_command
 from swarmlet.install import Places
 from swarmlet.uninstall import unescaped
 from tests.lab import Host, Lab, eventually, kernel, residue, systemd
+from tests.lab.rootfs import write_rootfs
 
 ROOT = Path(__file__).parent.parent
 
@@ -258,3 +259,49 @@ async def make_everything(host: Host) -> None:
             path = root / host.cgroup_parent / "frozen" / file
             if path.exists():
                 path.write_text(value)
+
+
+# The real daemon under the real systemd.
+
+
+@pytest.mark.level5
+async def test_a_restart_of_the_service_is_not_noticed_by_its_containers(
+    host: Host, tmp_path: Path
+) -> None:
+    if not systemd.PROGRAM.exists():
+        pytest.skip("no systemd on this machine")
+    init = await systemd.boot(host)
+    name = install.UNIT.name
+    options = [
+        "--listen",
+        f"{host.address}:7947",
+        "--advertise",
+        host.address,
+        *words(host, "/swl"),
+    ]
+    swarmlet = ("env", f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}", "swarmlet")
+    await init.run(*swarmlet, "install", "--name", host.name, *options)
+    assert await init.show(name, "ActiveState") == "active"
+    await init.run(*swarmlet, "init")
+    image = write_rootfs(tmp_path / "image.tar")
+    await init.run(*swarmlet, "image", "import", str(image), "busybox")
+    create = ("service", "create", "--detach", "--name", "web", "--replicas", "2")
+    await init.run(*swarmlet, *create, "busybox", "sleep", "100000")
+
+    def sleepers() -> list[int]:
+        commands = {pid: kernel.command_of(pid) for pid in host.container_pids()}
+        return sorted(pid for pid, command in commands.items() if command == "sleep 100000")
+
+    before = await eventually(sleepers, until=lambda found: len(found) == 2)
+    daemon = await init.show(name, "MainPID")
+    await init.run("systemctl", "restart", name)
+    assert await init.show(name, "MainPID") != daemon
+
+    async def replicas() -> str:
+        return (await init.run(*swarmlet, "service", "ls", check=False)).stdout
+
+    await eventually(replicas, until=lambda said: "2/2" in said)
+    assert sleepers() == before
+    await init.run(*swarmlet, "uninstall", "--purge")
+    assert sleepers() == []
+    assert list(host.state_dir.parent.glob("state")) == []

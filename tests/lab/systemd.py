@@ -2,7 +2,7 @@
 
 It runs as in a container (systemd's CONTAINER_INTERFACE), in a cgroup below the host's, and knows
 no units but those in a folder of its own, which covers /etc/systemd/system. /proc/sys is read-only
-for it: some settings that systemd makes at boot belong to the whole machine.
+for it but for the host's network: some settings that systemd makes belong to the whole machine.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ async def boot(host: Host) -> Systemd:
     {"; ".join(joins)}
     mount -t proc proc /proc
     mount --bind /proc/sys /proc/sys
+    mount --bind /proc/sys/net /proc/sys/net
     mount -o remount,ro,bind /proc/sys
     mount --bind {shlex.quote(str(units))} /etc/systemd/system
     exec {PROGRAM} --system --unit=multi-user.target --show-status=no
