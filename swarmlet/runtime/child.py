@@ -550,10 +550,5 @@ def run(child: Child, plan: dict[str, Any]) -> None:
 
 def reset_signals() -> None:
     """Give the child default signals: Python ignores SIGPIPE, and ignoring survives execve."""
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGKILL, signal.SIGSTOP, 32, 33):
-            try:
-                signal.signal(number, signal.SIG_DFL)
-            except (OSError, ValueError):
-                continue
+    syscalls.reset_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -190,15 +190,16 @@ async def _start(run_dir: Path) -> None:
 
 
 async def greet(client: Client) -> int:
-    """Return the zygote's pid; raise ZygoteLost when it speaks another version."""
+    """Return the zygote's pid; end one of another version, which raises ZygoteLost.
+
+    `hello` and `stop` are what every version understands.
+    """
     with trio.move_on_after(START_TIMEOUT):
         answer = await client.request("hello")
-        if answer.fields.get("version") != VERSION:
-            raise ZygoteLost(
-                "",
-                f"the running zygote speaks version {answer.fields.get('version')}, this daemon "
-                f"{VERSION}",
-                advice="stop its containers and end it",
-            )
+        version = answer.fields.get("version")
+        if version != VERSION:
+            # Its containers do not mind: the one that is started next adopts them.
+            logger.info("zygote of another version ended version=%s wanted=%d", version, VERSION)
+            await client.request("stop")  # answered by the end of the connection
         return int(answer.fields["pid"])
     raise ZygoteLost("", f"the zygote does not answer in {START_TIMEOUT} s")

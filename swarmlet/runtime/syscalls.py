@@ -97,8 +97,22 @@ BPF_CGROUP_DEVICE = 6
 
 #: <asm/unistd.h>. Numbers from 424 on are the same on every architecture.
 NUMBERS = {
-    "x86_64": {"pivot_root": 155, "capset": 126, "seccomp": 317, "bpf": 321, "keyctl": 250},
-    "aarch64": {"pivot_root": 41, "capset": 91, "seccomp": 277, "bpf": 280, "keyctl": 219},
+    "x86_64": {
+        "pivot_root": 155,
+        "capset": 126,
+        "seccomp": 317,
+        "bpf": 321,
+        "keyctl": 250,
+        "rt_sigaction": 13,
+    },
+    "aarch64": {
+        "pivot_root": 41,
+        "capset": 91,
+        "seccomp": 277,
+        "bpf": 280,
+        "keyctl": 219,
+        "rt_sigaction": 134,
+    },
 }.get(os.uname().machine, {})
 NR_PIDFD_SEND_SIGNAL = 424
 NR_OPEN_TREE = 428
@@ -315,6 +329,18 @@ def join_session_keyring() -> None:
 def close_range(first: int, last: int, flags: int) -> None:
     if _syscall(NR_CLOSE_RANGE, first, last, flags) < 0:
         _fail("close_range")
+
+
+def reset_signals() -> None:
+    """Give every signal its default action.
+
+    By the raw call: glibc keeps 32 and 33 to itself and ignores them in what posix_spawn starts,
+    which is how a daemon on Python 3.13 starts the zygote, and ignoring survives execve.
+    """
+    default = ctypes.create_string_buffer(32)  # struct sigaction of the kernel: SIG_DFL, no flags
+    for number in range(1, 65):
+        # EINVAL for SIGKILL and SIGSTOP, which nobody can ignore.
+        _syscall(NUMBERS["rt_sigaction"], number, default, None, 8)
 
 
 def pidfd_open(pid: int) -> int:

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 RECONNECT_TIMEOUT = 10.0
 #: Seconds between two tries to have a zygote, doubled up to the second.
 BACKOFF_MIN, BACKOFF_MAX = 0.1, 5.0
+#: Tries before `run` says that it cannot begin. The first may meet a zygote of another version.
+FIRST_TRIES_MAX = 3
 
 
 class Subscription:
@@ -132,7 +134,7 @@ class ContainerTable:
         for folder in (self.run_dir / "containers", self.state_dir / "containers"):
             await trio.to_thread.run_sync(hostside.make_directory, str(folder))
         await self._load()
-        backoff, started = BACKOFF_MIN, False
+        backoff, started, tries = BACKOFF_MIN, False, 0
         while True:
             try:
                 client = await connect(self.run_dir)
@@ -151,7 +153,8 @@ class ContainerTable:
                         task_status.started()
                     await trio.sleep_forever()
             except* (ZygoteLost, OSError) as failures:
-                if not started:
+                tries += 1
+                if not started and tries >= FIRST_TRIES_MAX:
                     raise
                 logger.warning("zygote failed reason=%s", failures.exceptions[0])
             self._client = None

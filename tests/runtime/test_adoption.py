@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import trio
 
+from swarmlet.runtime import client, table
 from swarmlet.runtime import supervisor as supervisor_module
 from swarmlet.runtime.failures import RuntimeFailure, ZygoteLost
 from swarmlet.runtime.plan import Plan
@@ -109,6 +110,32 @@ async def test_killed_zygote_is_replaced_and_containers_run_on(lab: Lab) -> None
         assert (await supervisor.wait("c")).code == 9
         await supervisor.remove("c")
     assert host_picture(lab)["cgroups"] == []
+
+
+async def test_zygote_of_another_version_is_replaced(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade: the old zygote ends, the new one adopts, the containers do not notice."""
+    async with lab.supervisor() as first:
+        await first.create("c", lab.spec("sh", "-c", "sleep 1000; exit 5"))
+        await first.start("c")
+        pid = first.containers["c"].pid
+    monkeypatch.setattr(client, "VERSION", 2)
+
+    async def greet_once(connection: client.Client) -> int:
+        try:
+            return await real_greet(connection)
+        finally:
+            monkeypatch.setattr(client, "VERSION", 1)
+
+    real_greet = client.greet
+    monkeypatch.setattr(table, "greet", greet_once)
+    async with lab.supervisor() as second:
+        assert second.zygote_pid != first.zygote_pid
+        state = second.containers["c"]
+        assert (state.status, state.pid) == (Status.RUNNING, pid)
+        assert (await second.stop("c", grace=0)).signal == signal.SIGKILL
+        await second.remove("c")
 
 
 async def test_daemon_and_zygote_both_killed(lab: Lab) -> None:
