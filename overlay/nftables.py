@@ -55,11 +55,15 @@ class Nft(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a table is, as of a generation. *listing* is the kernel's, once it was needed."""
+    """What a table is, as of a generation. *listing* is the kernel's, once it was needed.
+
+    One that is not *ours* has been changed by somebody: *chains* only says that it is another.
+    """
 
     chains: tuple[Chain, ...]
     generation: int
     listing: str | None = None
+    ours: bool = True
 
 
 def replace(nft: Nft, table: str, chains: tuple[Chain, ...], known: Known | None) -> Known:
@@ -71,7 +75,7 @@ def replace(nft: Nft, table: str, chains: tuple[Chain, ...], known: Known | None
     """
     before = generation()
     commands = None
-    if known and known.generation == before:
+    if known and known.ours and known.generation == before:
         commands = tables.difference(table, known.chains, chains)
     commands = commands or tables.whole(table, chains)
     nft(commands)
@@ -108,8 +112,7 @@ def verify(
 ) -> Known | None:
     """Return what the kernel has as *table* now, None if there is no such table.
 
-    *known* is the result of the call before, or of replace(). A table that is neither that
-    nor *wanted* comes back as one chain that no table of ours has.
+    *known* is the result of the call before, or of replace().
     """
     now = generation()
     if known and known.generation == now:
@@ -119,10 +122,10 @@ def verify(
         return None
     if known and known.listing == listing:
         return Known(known.chains, now, listing)
-    for chains in (known.chains if known else None, wanted):
+    for chains in (known.chains if known and known.ours else None, wanted):
         if chains is not None and _lists_as(nft, table, chains, listing):
             return Known(chains, now, listing)
-    return Known((Chain("unknown", (listing,)),), now, listing)
+    return Known((Chain("unknown", (listing,)),), now, listing, ours=False)
 
 
 def _lists_as(nft: Nft, table: str, chains: tuple[Chain, ...], listing: str) -> bool:
