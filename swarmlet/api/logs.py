@@ -213,6 +213,8 @@ class ServiceLogs:
                             async for line in lines:
                                 seen = True
                                 await source.sender.send(line)
+                        if not seen and not self._options.follow:
+                            await self._recall(source)
                         return
                     except NoContainer:
                         if not self._may_come(source.task):
@@ -238,25 +240,29 @@ class ServiceLogs:
         return self._options.follow and current is not None and current.outcome is None
 
     async def _recall(self, source: Source) -> None:
-        """Show what the cluster kept of a task whose container cannot be asked."""
-        task = self._call.view.state.tasks.get(source.task.id)
-        if task is None or task.outcome is None:
+        """Show what the cluster kept of a task whose container cannot be asked, or says nothing.
+
+        Also of one that was just started again on its node, and had no time to say a word.
+        """
+        view = self._call.view
+        task = view.state.tasks.get(source.task.id)
+        if task is None:
             return
-        outcome = task.outcome
-        at = timestamp(outcome.at)
-        if self._options.since and outcome.at < self._options.since:
+        kept_of = view.status_of(task)
+        at = timestamp(kept_of.at)
+        if self._options.since and kept_of.at < self._options.since:
             return
-        kept = list(outcome.log_tail)
+        kept = list(kept_of.log_tail)
         if self._options.tail is not None:
             kept = kept[max(0, len(kept) - self._options.tail) :]
         if self._options.stdout:
             for text in kept:
                 await source.sender.send(Line(at, "stdout", f"{text}\n".encode()))
-        if self._options.stderr and outcome.log_tail:
-            code = f" with exit code {outcome.exit_code}" if outcome.exit_code is not None else ""
+        if self._options.stderr and kept_of.log_tail:
+            code = f" with exit code {kept_of.exit_code}" if kept_of.exit_code is not None else ""
             text = (
-                f"note: the container is out of reach; these were its last lines. It ended{code}: "
-                f"{outcome.error or outcome.message}"
+                f"note: the container is gone; these were its last lines. It ended{code}: "
+                f"{kept_of.error or kept_of.message}"
             )
             await source.sender.send(Line(at, "stderr", f"{text}\n".encode()))
 

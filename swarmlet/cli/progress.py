@@ -9,7 +9,7 @@ cannot start is given up with the reason, where the docker client waits for ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -55,16 +55,21 @@ class Look:
 class Convergence:
     """Mutable: one watcher steps it.
 
-    *old_failures* are tasks that had failed before the change; *wants_rollback* says that going
-    back is what was asked for, and no failure.
+    *old_failures* counts what had failed before the change (count_failures); *wants_rollback*
+    says that going back is what was asked for, and no failure.
     """
 
     def __init__(
-        self, name: str, *, old_failures: Iterable[str] = (), wants_rollback: bool = False
+        self,
+        name: str,
+        *,
+        old_failures: Mapping[str, int] | None = None,
+        wants_rollback: bool = False,
     ) -> None:
         self._name = name
+        self._failures = 0
         self._wants_rollback = wants_rollback
-        self._old_failures = frozenset(old_failures)
+        self._old_failures = old_failures or {}
         self._stable_since: float | None = None
         self._was_stable = False
 
@@ -89,14 +94,19 @@ class Convergence:
         running = sum(_is_running(task) or _is_finished(task, service) for task in current.values())
         word = "rolling back update: " if rolls_back else ""
         progress = f"{word}{running} out of {wanted} tasks"
+        if running > wanted:
+            progress = f"{word}{running} tasks run, {wanted} are wanted"
         if _is_global(service) and not current:
             progress = "waiting for new tasks"
         lines = [Line("overall progress", progress)]
         if rolls_back and message:
             lines.append(Line("rollback", message))
         lines += _task_lines(self._name, current, wanted, nodes)
+        failures = self._count_new(tasks)
+        # A node starts a task again by itself, and between two looks it runs: only the count tells.
+        has_failed_since, self._failures = failures > self._failures, failures
         is_stable = running == wanted and not (_is_global(service) and not current)
-        if is_stable:
+        if is_stable and not (has_failed_since and self._stable_since is not None):
             return self._verify(service, lines, state, now)
         if self._stable_since is not None:
             lines.append(Line("verify", "Detected task failure", is_error=True))
@@ -128,27 +138,32 @@ class Convergence:
         """Why waiting longer is of no use; "" while there is hope."""
         failures: dict[str, list[Document]] = {}
         for task in tasks:
-            has_failed = task["Status"]["State"] in ("failed", "rejected")
-            if has_failed and task["ID"] not in self._old_failures:
+            if self._new_failures_of(task):
                 failures.setdefault(_place(task), []).append(task)
         policy = service["Spec"]["TaskTemplate"].get("RestartPolicy") or {}
         for place, failed in sorted(failures.items()):
             live = current.get(place)
-            if live is not None and _is_running(live):
+            count = self._count_new(failed)
+            if live is not None and _is_running(live) and live not in failed:
                 continue
-            count = len(failed)
             ends = live is None or ORDER.get(live["Status"]["State"], 0) > RUNNING
             gives_up = policy.get("Condition") == "none" or (
                 0 < policy.get("MaxAttempts", 0) < count
             )
             if count >= FAILURES_MAX or (gives_up and ends):
-                return self._explain(failed, ends and gives_up)
+                return self._explain(failed, count, ends and gives_up)
         return ""
 
-    def _explain(self, failed: Sequence[Document], for_good: bool) -> str:
+    def _new_failures_of(self, task: Document) -> int:
+        return _failures_of(task) - self._old_failures.get(task["ID"], 0)
+
+    def _count_new(self, tasks: Sequence[Document]) -> int:
+        return sum(self._new_failures_of(task) for task in tasks)
+
+    def _explain(self, failed: Sequence[Document], count: int, for_good: bool) -> str:
         last = max(failed, key=lambda task: str(task["CreatedAt"]))
         slot = last.get("Slot") or last.get("NodeID", "")[:12]
-        times = "failed" if len(failed) == 1 else f"failed {len(failed)} times"
+        times = "failed" if count == 1 else f"failed {count} times"
         why = _one_line(last["Status"].get("Err") or last["Status"].get("Message", ""))
         after = (
             "Its restart policy starts it no more"
@@ -162,8 +177,15 @@ class Convergence:
         )
 
 
-def failed_ids(tasks: Sequence[Document]) -> set[str]:
-    return {task["ID"] for task in tasks if task["Status"]["State"] in ("failed", "rejected")}
+def count_failures(tasks: Sequence[Document]) -> dict[str, int]:
+    """How often each task has failed so far."""
+    return {task["ID"]: count for task in tasks if (count := _failures_of(task))}
+
+
+def _failures_of(task: Document) -> int:
+    """Its own end, and the times that its node started it again before that."""
+    ended = task["Status"]["State"] in ("failed", "rejected")
+    return int(task["Status"].get("Attempt", 0)) + ended
 
 
 def _current(tasks: Sequence[Document], up: set[str], service: Document) -> dict[str, Document]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from swarmlet.api.client import Client, ClientError, Refused, Unreachable
 from swarmlet.cli.base import Failure
-from swarmlet.cli.progress import Convergence, Line, failed_ids
+from swarmlet.cli.progress import Convergence, Line, count_failures
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -95,7 +95,7 @@ def watch_service(
                 else:
                     service, tasks, nodes = looked
                     if convergence is None:
-                        convergence = Convergence(name, old_failures=failed_ids(tasks))
+                        convergence = Convergence(name, old_failures=count_failures(tasks))
                     look = convergence.step(service, tasks, nodes, time.monotonic())
                     screen.show(look.lines)
                     if look.error:

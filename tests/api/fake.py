@@ -211,7 +211,7 @@ class FakeCluster:
                 spec=spec,
                 previous_spec=row.spec,
                 spec_version=row.spec_version + changed,
-                update=status if changed else row.update,
+                update=status if changed else None,
                 ports=spec.endpoint.ports,
             )
         )

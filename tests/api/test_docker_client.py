@@ -199,3 +199,25 @@ async def test_swarm_is_made_joined_and_left(docker: Docker) -> None:
     await docker.run("swarm join --token SWL1-digest-worker-1 10.0.0.1:2377", on=H3)
     assert docker.fake.nodes[H3].joined[0].addresses == ("10.0.0.1:2377",)
     assert "Ready" in await docker.run("node ls", on=H3)
+
+
+async def test_logs_of_service_and_container(docker: Docker) -> None:
+    await docker.run("service create --detach --name web --replicas 2 busybox")
+    docker.fake.run_containers()
+    for node, line, at in ((H1, "first", NOW), (H2, "second", NOW + 1), (H1, "third", NOW + 2)):
+        supervisor = docker.fake.nodes[node].supervisor
+        (id_,) = supervisor.containers
+        supervisor.write(id_, line, at=at)
+    text = await docker.run("service logs --no-trunc web", on=H3)
+    one, two = docker.fake.cluster.state.tasks
+    assert [line.split() for line in text.splitlines()] == [
+        [f"web.1.{one}@h1", "|", "first"],
+        [f"web.2.{two}@h2", "|", "second"],
+        [f"web.1.{one}@h1", "|", "third"],
+    ]
+    assert "web.1." in await docker.run("ps")
+    assert await docker.run(f"logs --tail 1 web.1.{one}") == "third\n"
+    assert "running" in await docker.run(f"inspect --format {{{{.State.Status}}}} web.1.{one}")
+    docker.fake.unreachable.add(H2)
+    text = await docker.run("service logs web")
+    assert "warning: the log on h2 (10.0.0.2) is not whole: node h2 cannot be reached" in text

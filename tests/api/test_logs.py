@@ -124,7 +124,7 @@ async def test_lost_container_is_spoken_for_by_its_tasks_outcome(web: Api) -> No
     expected = [
         "opening /data",
         "no such file",
-        "note: the container is out of reach; these were its last lines. It ended with exit "
+        "note: the container is gone; these were its last lines. It ended with exit "
         "code 3: task: non-zero exit (3)",
     ]
     assert lines((await web.call("GET", f"/services/web/logs?{ALL}")).text) == expected
@@ -255,3 +255,19 @@ async def test_merge_that_follows_waits_once_for_a_silent_source(
         assert merged is not None
         assert merged[1].time_text == f"{number:02}"
     assert trio.current_time() - began == pytest.approx(ORDER_SECONDS)
+
+
+async def test_task_that_was_just_started_again_shows_its_last_words(web: Api) -> None:
+    task = next(t for t in web.fake.cluster.state.tasks.values() if t.node == H2)
+    seen = web.fake.cluster.observations[task.id]
+    web.fake.cluster.observations[task.id] = dataclasses.replace(
+        seen, attempt=1, exit_code=3, error="task: non-zero exit (3)", log_tail=("oops",)
+    )
+    reply = await web.call("GET", f"/services/web/logs?{ALL}")
+    assert lines(reply.text) == [
+        "oops",
+        "note: the container is gone; these were its last lines. It ended with exit code 3: "
+        "task: non-zero exit (3)",
+    ]
+    reply = await web.call("GET", f"/services/web/logs?{ALL}&tail=0&since={NOW + 1}")
+    assert lines(reply.text) == []

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from swarmlet.cli.progress import BARS_MAX, FAILURES_MAX, Convergence, Look
+from swarmlet.cli.progress import BARS_MAX, FAILURES_MAX, Convergence, Look, count_failures
 
 NODES = [
     {"ID": f"n{n}", "Status": {"State": "ready"}, "Description": {"Hostname": f"h{n}"}}
@@ -156,9 +156,37 @@ def test_restart_policy_that_is_used_up_ends_the_wait(
         assert "Its restart policy starts it no more" in look.error
 
 
+def test_task_that_its_node_starts_again_and_again_never_counts_as_stable() -> None:
+    """Between two looks it always runs: only the count of its attempts tells."""
+
+    def attempt(number: int) -> dict[str, Any]:
+        looks = task(1)
+        looks["Status"] |= {"Attempt": number, "Err": "task: non-zero exit (3)"}
+        return looks
+
+    core = Convergence("web")
+    assert not core.step(service(1), [attempt(0)], NODES, 0.0).done
+    look = core.step(service(1), [attempt(1)], NODES, 4.0)
+    assert texts(look)[-1] == "verify: Detected task failure"
+    core.step(service(1), [attempt(1)], NODES, 5.0)
+    assert not core.step(service(1), [attempt(2)], NODES, 9.0).done
+    core.step(service(1), [attempt(2)], NODES, 9.1)
+    look = core.step(service(1), [attempt(3)], NODES, 11.0)
+    assert look.error.startswith("web.1 failed 3 times: task: non-zero exit (3). The swarm goes on")
+    # Attempts of before the change are forgiven, and one that settles down has converged.
+    core = Convergence("web", old_failures=count_failures([attempt(3)]))
+    core.step(service(1), [attempt(3)], NODES, 0.0)
+    assert core.step(service(1), [attempt(3)], NODES, 5.0).done
+
+
+def test_surplus_tasks_are_told_apart() -> None:
+    look = Convergence("web").step(service(1), [task(1), task(2), task(3)], NODES, 0.0)
+    assert texts(look)[0] == "overall progress: 3 tasks run, 1 are wanted"
+
+
 def test_failures_of_before_are_forgiven() -> None:
     failed = [task(1, "failed", id_=f"t{n}") for n in range(FAILURES_MAX)]
-    core = Convergence("web", old_failures=[t["ID"] for t in failed])
+    core = Convergence("web", old_failures=count_failures(failed))
     assert not core.step(service(1), failed, NODES, 0.0).error
 
 
