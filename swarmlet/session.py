@@ -271,7 +271,7 @@ class NodeView:
     address: str
     port: int
     ingress: Endpoint | None = None
-    role: Role = Role.WORKER  # what it is to be
+    role: Role = Role.WORKER  # what it is to be now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

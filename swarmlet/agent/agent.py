@@ -33,7 +33,7 @@ from swarmlet.session import (
     NodeView,
     Welcome,
 )
-from swarmlet.transport import FrameStream
+from swarmlet.transport import FrameStream, Peer
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Agent:
         dial_sync: Callable[[NodeView], Awaitable[FrameStream]],
         reach: ReachNode,
         assigned: Callable[[Assignment], None],
-        welcomed: Callable[[Welcome], None],
+        welcomed: Callable[[Welcome, Peer], None],
         rng: random.Random,
     ) -> None:
         """*first_managers* are tried while the assignment names none; *assigned* is called with
@@ -115,8 +115,9 @@ class Agent:
             await nursery.start(self.reconciler.run)
             await nursery.start(self.resolver.run)
             self._spread(self.assignment)
+            await self.worker.adopt(self.assignment)
             await nursery.start(self.network.run)
-            await nursery.start(self.worker.run, self.assignment)
+            await nursery.start(self.worker.run)
             nursery.start_soon(self.link.run)
             task_status.started()
 

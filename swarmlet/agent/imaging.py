@@ -78,6 +78,7 @@ async def serve_blob(store: ImageStore, stream: FrameStream, request: BlobReques
     """Send the blob that a peer asked for. Whoever may ask is the transport's decision."""
     try:
         async with store.open_blob(Digest(request.digest), offset=request.offset) as blob:
+            assert blob.size is not None, "our own store knows the size of what it has"
             await stream.send(BlobAnswer(blob.size))
             async for chunk in blob.chunks:
                 for start in range(0, len(chunk), CHUNK_BYTES):

@@ -27,6 +27,9 @@ FORMAT = 1
 WAL_PAGES_MAX = 64
 
 
+_KINDS = {kind.value for kind in Kind}
+
+
 class Seal(Protocol):
     """Sealing with the node's storage key (swarmlet.identity.sealing)."""
 
@@ -94,7 +97,7 @@ class Journal:
         """
         items: dict[ItemKey, bytes] = {}
         for kind, id_, body in self._db.execute("SELECT kind, id, body FROM item"):
-            if kind in Kind:
+            if kind in _KINDS:  # else a newer release stored it
                 items[ItemKey(Kind(kind), id_)] = self._opened(f"item/{kind}/{id_}", body)
         return load(self.number("epoch"), self.number("index"), items)
 

@@ -7,7 +7,6 @@ to run what is assigned.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -35,13 +34,15 @@ from swarmlet.session import (
     Status,
     Welcome,
 )
-from swarmlet.transport import EndOfStream, FrameStream
+from swarmlet.transport import EndOfStream, FrameStream, Peer
 from swarmlet.waiting import Bell
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two rounds of all known managers: doubled up to the maximum, full jitter.
-BACKOFF_MIN, BACKOFF_MAX = 0.2, 8.0
+#: Seconds between two rounds of all known managers: longer each time, with jitter.
+BACKOFF_MIN, BACKOFF_MAX, BACKOFF_FACTOR = 0.2, 8.0, 1.5
+#: Seconds from asking one manager to asking the next.
+STAGGER = 0.25
 #: Seconds that reports wait for others of their kind.
 REPORT_INTERVAL = 0.05
 WELCOME_PATIENCE = 15.0
@@ -65,7 +66,7 @@ class Link:
         observations: Callable[[], Mapping[TaskId, Observation]],
         images: Callable[[], tuple[HeldImage, ...]],
         assign: Callable[[Assign], Awaitable[int | None]],
-        begin: Callable[[Welcome], None],
+        begin: Callable[[Welcome, Peer], None],
         reach: ReachNode,
         rng: random.Random,
     ) -> None:
@@ -131,65 +132,89 @@ class Link:
         backoff = BACKOFF_MIN
         while True:
             rung = self._dial_now.rung
-            if await self._round():
+            found = await self._find()
+            if found is not None:
                 backoff = BACKOFF_MIN
+                await self._hold(*found)
                 continue
             with trio.move_on_after(self._rng.uniform(0.2, 1.0) * backoff):
                 await self._dial_now.wait_beyond(rung)
-            backoff = min(backoff * 2, BACKOFF_MAX)
+            backoff = min(backoff * BACKOFF_FACTOR, BACKOFF_MAX)
 
-    async def _round(self) -> bool:
-        """Try every manager once; return whether a session came about."""
+    async def _find(self) -> tuple[FrameStream, Welcome] | None:
+        """Ask every manager, one a little after the other, until one opens a session.
+
+        So a manager that is gone without a word costs a moment and not its whole timeout.
+        """
         managers = {manager.node: manager for manager in self._managers()}
         order = self._rng.sample(sorted(managers), k=len(managers))
         hint, self._hint = self._hint, None
         if hint is not None:
-            managers.setdefault(hint.node, hint)
+            managers[hint.node] = hint
             order = [hint.node, *(node for node in order if node != hint.node)]
-        for node in order:
-            manager: ManagerView | None = managers[node]
-            for _ in range(REDIRECTS_MAX):
-                assert manager is not None
-                opened, manager = await self._try(manager)
-                if opened:
-                    return True
-                if manager is None:
-                    break
-        return False
+        found: list[tuple[FrameStream, Welcome]] = []
+        async with trio.open_nursery() as nursery:
 
-    async def _try(self, manager: ManagerView) -> tuple[bool, ManagerView | None]:
-        """Open a session with *manager* and live it; or return whom it redirects to."""
-        try:
-            stream = await self._connect(manager)
-        except OSError as exc:
-            self._complain(f"manager {manager.address}:{manager.port}: {exc}")
-            return False, None
-        opened = False
+            async def ask(manager: ManagerView) -> None:
+                opened = await self._ask(manager)
+                if opened is None:
+                    return
+                if found:
+                    await opened[0].aclose()
+                    return
+                found.append(opened)
+                nursery.cancel_scope.cancel()
+
+            for node in order:
+                nursery.start_soon(ask, managers[node])
+                await trio.sleep(STAGGER)
+        return found[0] if found else None
+
+    async def _ask(self, manager: ManagerView) -> tuple[FrameStream, Welcome] | None:
+        """Open a session with *manager*, or with whom it redirects to."""
+        target: ManagerView | None = manager
+        for _ in range(REDIRECTS_MAX):
+            if target is None:
+                break
+            where = f"manager {target.address}:{target.port}"
+            try:
+                stream = await self._connect(target)
+            except OSError as exc:
+                self._complain(f"{where}: {exc}")
+                return None
+            keep = False
+            try:
+                answer = await self._greet(stream)
+                if isinstance(answer, Welcome):
+                    keep = True
+                    return stream, answer
+                self._complain(f"{where}: {answer.reason}")
+                target = answer.leader
+            except (OSError, EndOfStream, BadMessage) as exc:
+                self._complain(f"{where}: {exc}")
+                return None
+            finally:
+                if not keep:
+                    await stream.aclose()
+        return None
+
+    async def _hold(self, stream: FrameStream, welcome: Welcome) -> None:
+        """Live the session on *stream* until it ends."""
+        address, port = stream.peer.address
+        self._hint = ManagerView(node=NodeId(stream.peer.node or ""), address=address, port=port)
+        self._stream, self.connected = stream, True
+        self.last_error = ""
+        logger.info("session opened manager=%s", stream.peer)
+        self._begin(welcome, stream.peer)
+        self._changed.ring()
         try:
             async with stream:
-                answer = await self._greet(stream)
-                match answer:
-                    case Redirect(leader=leader, reason=reason):
-                        self._complain(f"manager {manager.address}: {reason}")
-                        return False, leader
-                    case Welcome():
-                        opened = True
-                        self._stream, self.connected = stream, True
-                        self._hint = dataclasses.replace(
-                            manager, node=NodeId(stream.peer.node or manager.node)
-                        )
-                        self.last_error = ""
-                        logger.info("session opened manager=%s", stream.peer)
-                        self._begin(answer)
-                        self._changed.ring()
-                        await self._live(stream, answer)
+                await self._live(stream, welcome)
         except* (OSError, EndOfStream, BadMessage) as failures:
-            self._complain(f"manager {manager.address}:{manager.port}: {_first(failures)}")
+            self._complain(f"manager {address}:{port}: {_first(failures)}")
         finally:
-            if opened:
-                self._stream, self.connected = None, False
-                logger.info("session closed manager=%s reason=%s", stream.peer, self.last_error)
-        return opened, None
+            self._stream, self.connected = None, False
+            logger.info("session closed manager=%s reason=%s", stream.peer, self.last_error)
 
     def _complain(self, text: str) -> None:
         if text != self.last_error:

@@ -102,9 +102,11 @@ class HostNetwork:
         raise NetworkFailed(f"the task's network could not be made: {reason}")
 
     def adopt(self, sandboxes: Iterable[str]) -> None:
-        """These exist already: containers in them survived this daemon's restart."""
+        """These exist already: containers in them survived this daemon's restart.
+
+        Call it before run(), whose first pass removes what nobody asked for.
+        """
         self._sandboxes |= set(sandboxes)
-        self._wish.ring()
 
     def detach(self, sandbox: str) -> None:
         if sandbox in self._sandboxes:
@@ -152,7 +154,8 @@ class HostNetwork:
         self._failures = failures
 
     async def _topology(self) -> Topology:
-        gateways = give_gateways(self._gateway, self._gateways, self._sandboxes)
+        sandboxes = frozenset(self._sandboxes)  # as of now: it may grow while the disk is written
+        gateways = give_gateways(self._gateway, self._gateways, sandboxes)
         if gateways != self._gateways:
             # Before the address is used, so that it is the same one after a reboot.
             await trio.to_thread.run_sync(self._journal.set_gateways, gateways)
@@ -163,6 +166,6 @@ class HostNetwork:
             address=self._address(),
             gateway=self._gateway,
             gateways=gateways,
-            sandboxes=frozenset(self._sandboxes),
+            sandboxes=sandboxes,
             masked=self._masked,
         )

@@ -148,18 +148,19 @@ class Worker:
     def tasks(self) -> Mapping[TaskId, Entry]:
         return self._entries
 
-    async def run(
-        self,
-        assignment: Assignment,
-        *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Adopt what survived, converge to the stored *assignment*, then to each new one."""
+    async def adopt(self, assignment: Assignment) -> None:
+        """Take over the containers that outlived the daemon. Before the network's first pass."""
         self._assignment = assignment
+        await self._adopt(assignment)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Converge to the adopted assignment, then to each new one, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            await self._adopt(assignment)
-            self.assign(assignment)
+            for entry in self._entries.values():
+                nursery.start_soon(self._run_task, entry)
+                self._tell(entry)
+            self.assign(self._assignment)
             task_status.started()
             await trio.sleep_forever()
 
@@ -196,7 +197,6 @@ class Worker:
 
     async def _adopt(self, assignment: Assignment) -> None:
         """Take over containers that outlived the daemon; remove those that nobody wants."""
-        assert self._nursery is not None
         found: dict[TaskId, ContainerState] = {}
         for state in list(self._supervisor.containers.values()):
             task_id = TaskId(state.spec.annotations.get(f"{containers.LABEL_PREFIX}task.id", ""))
@@ -215,9 +215,8 @@ class Worker:
             entry = Entry(task_id, task, changed_at=time.time())
             self._entries[task_id] = entry
             await self._take_over(entry, state)
-            self._nursery.start_soon(self._run_task, entry)
-            self._tell(entry)
-        self._network.adopt(id_ for id_ in found if self._entries[id_].netns)
+            if entry.netns:
+                self._network.adopt([task_id])
 
     async def _take_over(self, entry: Entry, state: ContainerState) -> None:
         attempt = _attempt_of(state.id)

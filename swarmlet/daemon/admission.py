@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from swarmlet.identity import (
     Admitted,
+    CertificateGate,
+    ClusterClock,
     Credentials,
     KnownNode,
     NodeCertificate,
     Role,
-    admit,
-    admit_unlisted,
+    StoreGate,
 )
-from swarmlet.model import Node, NodeId
+from swarmlet.model import NodeId
 from swarmlet.state import ClusterState
 
 
@@ -30,41 +30,32 @@ class NodeAdmission:
     def __init__(
         self,
         credentials: Callable[[], Credentials],
+        clock: ClusterClock,
         *,
         state: Callable[[], ClusterState | None],
         feeds: Callable[[], bool],
-        floor: Callable[[], float],
     ) -> None:
-        self._credentials = credentials
+        self._by_certificate = CertificateGate(credentials, clock)
+        self._by_store = StoreGate(credentials, self._find, clock)
+        self._clock = clock
         self._state = state
         self._feeds = feeds
-        self._floor = floor
 
     @property
     def floor(self) -> float:
-        return self._floor()
+        return self._clock.floor
 
     def admit(self, certificate: NodeCertificate) -> Admitted:
         """Return the rights of the caller with *certificate*, or raise Refused."""
-        own = self._credentials()
-        state = self._state()
-        known = self._known(state, certificate) if state is not None else None
-        behind = known is None and certificate.role is Role.MANAGER and not self._feeds()
-        if state is None or behind:
-            return admit_unlisted(
-                certificate, now=time.time(), floor=self.floor, trust=own.trust, cluster=own.cluster
-            )
-        return admit(
-            certificate,
-            now=time.time(),
-            floor=self.floor,
-            known=known,
-            trust=own.trust,
-            cluster=own.cluster,
-        )
+        unknown = self._find(certificate.node) is None
+        behind = unknown and certificate.role is Role.MANAGER and not self._feeds()
+        if self._state() is None or behind:
+            return self._by_certificate.admit(certificate)
+        return self._by_store.admit(certificate)
 
-    def _known(self, state: ClusterState, certificate: NodeCertificate) -> KnownNode | None:
-        node: Node | None = state.nodes.get(NodeId(certificate.node))
+    def _find(self, id_: str) -> KnownNode | None:
+        state = self._state()
+        node = state.nodes.get(NodeId(id_)) if state is not None else None
         if node is None:
             return None
-        return KnownNode(role=Role(node.spec.role.value), public_keys=node.public_keys)
+        return KnownNode(role=Role(node.present_role.value), public_keys=node.public_keys)

@@ -55,10 +55,10 @@ from swarmlet.identity import Role as CertificateRole
 from swarmlet.images.store import ImageStore
 from swarmlet.manager.control import Control
 from swarmlet.manager.errors import Conflicting, ControlError, Unavailable
-from swarmlet.manager.observations import Observations
+from swarmlet.manager.leadership import Leadership
 from swarmlet.model import NodeId, NodeSpec, Role, TaskId
 from swarmlet.runtime.supervisor import Supervisor
-from swarmlet.transport import ConnectFailed, EnrolmentRefused, Protocol, enrol, renew
+from swarmlet.transport import ConnectFailed, EnrolmentRefused, enrol
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,6 @@ FOUND_PATIENCE = 20.0
 SESSION_PATIENCE = 15.0
 #: How long a planned restart of the daemon is said to take.
 BACK_IN = 30.0
-#: A certificate is renewed at a random moment between these parts of its life (swarmkit's rule).
-RENEW_FROM, RENEW_TO = 0.5, 0.8
-RENEW_RETRY = 60.0
-RENEW_LOOK = 3600.0
 
 
 class Daemon:
@@ -111,7 +107,6 @@ class Daemon:
                 self._nursery = work
                 await self._resume()
                 await work.start(serve_unix, self.settings.socket_path, self._respond)
-                work.start_soon(self._keep_certificate)
                 task_status.started()
                 await trio.sleep_forever()
 
@@ -143,7 +138,7 @@ class Daemon:
         self, membership: Membership, credentials: Credentials, founding: Founding | None = None
     ) -> Node:
         assert self._nursery is not None
-        pinner = ImagePinner(self.images, self._observations)
+        pinner = ImagePinner(self.images, self._leadership)
         node = Node(
             settings=self.settings,
             membership=membership,
@@ -162,7 +157,7 @@ class Daemon:
         except BaseException:
             self.node = None
             raise
-        node.on_role = self._role_wanted
+        node.on_role = self._role_changed
         self._error = ""
         logger.info("node started node=%s role=%s address=%s", node.id, node.role, node.address)
         return node
@@ -186,9 +181,9 @@ class Daemon:
         await self._node_gone.wait()
         self.node = None
 
-    def _observations(self) -> Observations | None:
+    def _leadership(self) -> Leadership | None:
         term = self.node.manager.term if self.node is not None and self.node.manager else None
-        return term.leadership.observations if term is not None else None
+        return term.leadership if term is not None else None
 
     # What the API asks.
 
@@ -481,78 +476,28 @@ class Daemon:
 
         await trio.to_thread.run_sync(wipe)
 
-    # Certificates and roles.
+    # Another role.
 
-    def _role_wanted(self, role: Role) -> None:
-        """The store wants another role of this node: get the certificate, and begin anew."""
+    def _role_changed(self) -> None:
+        """The node has a certificate of another role: it begins another life in it."""
         assert self._nursery is not None
-        self._nursery.start_soon(self._change_role, role)
+        self._nursery.start_soon(self._change_role)
 
-    async def _change_role(self, role: Role) -> None:
+    async def _change_role(self) -> None:
         async with self._changing:
             node = self.node
-            if node is None or node.role is role:
+            if node is None:
                 return
-            try:
-                credentials = await self._renew(node)
-            except (OSError, EnrolmentRefused) as exc:
-                logger.warning("role not changed wanted=%s reason=%s", role, exc)
-                await trio.sleep(1.0)
-                node.ask_for_role_again()
-                return
-            if credentials.role.value != role.value:
-                return
-            membership = node.membership
+            membership, credentials = node.membership, node.credentials
             await node.stop(back_in=BACK_IN)
             await self._end()
-            if role is Role.MANAGER:
+            if credentials.role is CertificateRole.MANAGER:
                 await self._make_raft_log(credentials)
             else:
                 folder = self.settings.state_dir / RAFT_FOLDER
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
-            logger.info("role changed role=%s", role)
+            logger.info("role changed role=%s", credentials.role)
             await self._begin(membership, credentials)
-
-    async def _renew(self, node: Node) -> Credentials:
-        """Get a certificate for a new key, in the role that the store has for this node."""
-        await trio.to_thread.run_sync(self._vault.discard_pending)
-        key = await trio.to_thread.run_sync(self._vault.pending_key)
-        stream = await node.dial_ca()
-        async with stream:
-            issued = await renew(stream, key)
-        pending = await trio.to_thread.run_sync(
-            self._vault.store_pending, issued.chain, issued.bundle
-        )
-        # It becomes the current one only after it has worked once.
-        proof = await node.transport.connect(
-            stream.peer.address, Protocol.SYNC, node=stream.peer.node, credentials=pending
-        )
-        await proof.aclose()
-        credentials = await trio.to_thread.run_sync(self._vault.promote_pending)
-        node.use(credentials)
-        logger.info("certificate renewed not_after=%.0f", credentials.certificate.not_after)
-        return credentials
-
-    async def _keep_certificate(self) -> None:
-        """Renew before the end, at a moment that is this node's own."""
-        share = self._rng.uniform(RENEW_FROM, RENEW_TO)
-        while True:
-            node = self.node
-            pause = RENEW_LOOK
-            if node is not None:
-                certificate = node.credentials.certificate
-                life = certificate.not_after - certificate.not_before
-                due = certificate.not_before + share * life - time.time()
-                if due <= 0:
-                    try:
-                        async with self._changing:
-                            await self._renew(node)
-                    except (OSError, EnrolmentRefused) as exc:
-                        logger.warning("certificate not renewed reason=%s", exc)
-                        pause = RENEW_RETRY
-                else:
-                    pause = min(due, RENEW_LOOK)
-            await trio.sleep(pause)
 
 
 def _is_manager(facts: bytes) -> bool:

@@ -18,6 +18,7 @@ from swarmlet.identity import (
     Issued,
     JoinFacts,
     JoinFault,
+    JoinPending,
     JoinRefused,
     JoinRequest,
     KeyPair,
@@ -25,7 +26,6 @@ from swarmlet.identity import (
     Token,
     TrustAnswer,
     TrustBundle,
-    TrustRequest,
     keys_after_renewal,
     node_id_of,
     verify_token,
@@ -37,7 +37,6 @@ from swarmlet.model import Availability, Cluster, Node, NodeFacts, NodeId, NodeS
 from swarmlet.state import Draft
 from swarmlet.store import ChangeConflict, NotLeader, OutcomeUnknown, Store
 from swarmlet.transport import (
-    CertificateAuthorityService,
     EndOfStream,
     EnrolmentRefused,
     EnrolmentUnavailable,
@@ -47,8 +46,7 @@ from swarmlet.transport import (
 logger = logging.getLogger(__name__)
 
 ATTEMPTS_MAX = 5
-#: Questions of one stranger's connection that are handed on, and how long the leader may take.
-HANDED_ON_MAX = 8
+#: Seconds that the leader may take over a join that was handed on.
 HANDED_ON_PATIENCE = 20.0
 
 
@@ -62,18 +60,32 @@ def trust_of(cluster: Cluster) -> TrustBundle:
 
 
 class ManagerEnrolment:
-    """swarmlet.transport.Enrolment on a manager; *leadership* is None while it does not lead."""
+    """swarmlet.transport.Enrolment on a manager; *leadership* is None while it does not lead.
 
-    def __init__(self, store: Store, leadership: Callable[[], Leadership | None]) -> None:
+    A joiner has one address and need not know which manager leads, so its request is handed on. A
+    renewal is not: it counts by the certificate of who asks, and a node knows all managers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        leadership: Callable[[], Leadership | None],
+        dial_leader: Callable[[], Awaitable[FrameStream]],
+    ) -> None:
         self._store = store
         self._leadership = leadership
+        self._dial_leader = dial_leader
 
     def trust(self) -> TrustAnswer:
         cluster = self._cluster()
         return TrustAnswer(cluster=cluster.id, bundle=trust_of(cluster))
 
-    async def join(self, token: Token, public_key: bytes, facts: JoinFacts, address: str) -> Issued:
-        leadership = self._leading()
+    async def join(
+        self, token: Token, public_key: bytes, request: JoinRequest, address: str
+    ) -> Issued | JoinPending | JoinRefused:
+        leadership = self._leadership()
+        if leadership is None:
+            return await self._hand_on(request)
         for _ in range(ATTEMPTS_MAX):
             async with leadership.writing:
                 state = leadership.store.state
@@ -92,7 +104,7 @@ class ManagerEnrolment:
                     now=leadership.now(),
                 )
                 draft = Draft(state)
-                node = _new_node(node_id, public_key, facts, grant, leadership)
+                node = _new_node(node_id, public_key, request.facts, grant, leadership)
                 draft.put(node)
                 if grant.issued:
                     row = state.join_tokens[token.id]
@@ -131,6 +143,21 @@ class ManagerEnrolment:
                 return self._issue(leadership, self._cluster(), node, public_key)
         raise EnrolmentUnavailable("the node changes all the time: try again")
 
+    async def _hand_on(self, request: JoinRequest) -> Issued | JoinPending | JoinRefused:
+        try:
+            with trio.fail_after(HANDED_ON_PATIENCE):
+                leader = await self._dial_leader()
+                async with leader:
+                    await leader.send(request)
+                    answer = await leader.receive()
+        except (OSError, EndOfStream, BadMessage, trio.TooSlowError) as exc:
+            raise EnrolmentUnavailable(
+                f"the leader could not be asked ({exc}): try again in a moment"
+            ) from exc
+        if not isinstance(answer, Issued | JoinPending | JoinRefused):
+            raise EnrolmentUnavailable(f"the leader answered with a {type(answer).__name__}")
+        return answer
+
     def _issue(
         self, leadership: Leadership, cluster: Cluster, node: Node, public_key: bytes
     ) -> Issued:
@@ -138,7 +165,7 @@ class ManagerEnrolment:
         certificate = authority_of(cluster).issue(
             public_key,
             node=node.id,
-            role=CertificateRole(node.spec.role.value),
+            role=CertificateRole(node.present_role.value),
             now=now,
             lifetime=cluster.spec.certificate_life,
         )
@@ -196,57 +223,3 @@ def _new_node(
         created_at=now,
         updated_at=now,
     )
-
-
-class CertificateDoor:
-    """The handler of sl-ca/1: the leader answers, another manager hands joins on to it.
-
-    A joiner has one address, and need not know which manager leads. A renewal is not handed on: it
-    counts by the certificate of who asks, and a node knows all managers.
-    """
-
-    def __init__(
-        self,
-        enrolment: ManagerEnrolment,
-        leading: Callable[[], bool],
-        dial_leader: Callable[[], Awaitable[FrameStream]],
-    ) -> None:
-        self._enrolment = enrolment
-        self._service = CertificateAuthorityService(enrolment)
-        self._leading = leading
-        self._dial_leader = dial_leader
-
-    async def serve(self, stream: FrameStream) -> None:
-        if self._leading():
-            await self._service.serve(stream)
-            return
-        for _ in range(HANDED_ON_MAX):
-            try:
-                question = await stream.receive()
-            except EndOfStream:
-                return
-            await stream.send(await self._answer(question))
-
-    async def _answer(self, question: object) -> object:
-        try:
-            match question:
-                case TrustRequest():
-                    return self._enrolment.trust()
-                case JoinRequest():
-                    return await self._hand_on(question)
-        except EnrolmentUnavailable as exc:
-            return JoinRefused(fault=JoinFault.UNAVAILABLE, text=str(exc))
-        text = "this manager does not lead: ask the leader"
-        return JoinRefused(fault=JoinFault.UNAVAILABLE, text=text)
-
-    async def _hand_on(self, request: JoinRequest) -> object:
-        try:
-            with trio.fail_after(HANDED_ON_PATIENCE):
-                leader = await self._dial_leader()
-                async with leader:
-                    await leader.send(request)
-                    return await leader.receive()
-        except (OSError, EndOfStream, BadMessage, trio.TooSlowError) as exc:
-            raise EnrolmentUnavailable(
-                f"the leader could not be asked ({exc}): try again in a moment"
-            ) from exc

@@ -18,6 +18,7 @@ from pathlib import Path
 import trio
 
 from raft.machine import ChangeRefused, NotLeader, ReadTimedOut, ReplicaStatus, TransferFailed
+from raft.membership import Change, ChangeKind, ServerChange
 from raft.messages import ServerId
 from raft.replica import Replica
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
@@ -25,7 +26,7 @@ from swarmlet.daemon.raftlink import RaftLink
 from swarmlet.manager.control import GOSSIP_KEY_BYTES, Control, PinImage
 from swarmlet.manager.dispatcher import Dispatcher, ReachNode
 from swarmlet.manager.leadership import Leadership
-from swarmlet.manager.membership import AddLearner, Promote, Remove, SetRole, next_change
+from swarmlet.manager.membership import AddLearner, Demote, Promote, Remove, SetRole, next_change
 from swarmlet.manager.observations import Observations
 from swarmlet.model import (
     Cluster,
@@ -257,6 +258,12 @@ class Manager:
                     case Promote(node, server):
                         await self.replica.promote(ServerId(server), timeout=MEMBERSHIP_PATIENCE)
                         logger.info("manager votes node=%s server=%x", node, server)
+                    case Demote(server):
+                        step = ServerChange(ChangeKind.ADD_LEARNER, ServerId(server))
+                        await self.replica.change_membership(
+                            Change((step,)), timeout=MEMBERSHIP_PATIENCE
+                        )
+                        logger.info("manager votes no more server=%x", server)
                     case Remove(server):
                         await self.replica.remove(ServerId(server), timeout=MEMBERSHIP_PATIENCE)
                         logger.info("manager removed server=%x", server)

@@ -13,6 +13,7 @@ import os
 import platform
 import random
 import socket
+import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -31,15 +32,15 @@ from swarmlet.api.http import Respond, serve_stream
 from swarmlet.codec import BadMessage
 from swarmlet.daemon.admission import NodeAdmission
 from swarmlet.daemon.config import Membership, Settings, parse_address
-from swarmlet.daemon.enrolment import CertificateDoor, ManagerEnrolment
+from swarmlet.daemon.enrolment import ManagerEnrolment
 from swarmlet.daemon.manager import RAFT_FOLDER, Founding, Manager
-from swarmlet.identity import Credentials, Vault, derive_key, open_untrusted, seal
+from swarmlet.identity import ClusterClock, Credentials, Vault, derive_key, open_untrusted, seal
 from swarmlet.identity import Role as CertificateRole
 from swarmlet.images.store import ImageStore
 from swarmlet.manager.control import PinImage
 from swarmlet.manager.errors import Unavailable
 from swarmlet.manager.leadership import Leadership
-from swarmlet.model import NodeFacts, NodeId, Role
+from swarmlet.model import NodeFacts, NodeId, Role, Table
 from swarmlet.runtime.supervisor import Supervisor
 from swarmlet.session import BlobRequest, ManagerView, NodeView, Reach, Welcome
 from swarmlet.state import ClusterState
@@ -49,14 +50,17 @@ from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest
 from swarmlet.swim.sealing import Keyring
 from swarmlet.swim.views import Reachability, Transition
 from swarmlet.transport import (
+    CertificateAuthorityService,
     ConnectFailed,
     EndOfStream,
     Framed,
     FrameStream,
+    ManagerAddress,
     Peer,
     PeerRefused,
     Protocol,
     Raw,
+    Renewer,
     Transport,
     open_listeners,
 )
@@ -139,25 +143,33 @@ class Node:
             settings.state_dir / JOURNAL,
             _JournalSeal(derive_key(self._storage_key, JOURNAL_KEY_PURPOSE)),
         )
-        self._floor = float(self.journal.number("floor"))
-        self._floor_written = self._floor
+        self.clock = ClusterClock(time.time, float(self.journal.number("floor")))
+        self._floor_written = self.clock.floor
         self.manager: Manager | None = None
         self.transport = Transport(
             lambda: self._credentials,
             NodeAdmission(
                 lambda: self._credentials,
+                self.clock,
                 state=self._state,
                 feeds=lambda: self.manager is not None and self.manager.is_fed,
-                floor=lambda: self._floor,
             ),
         )
-        self.on_role: Callable[[Role], None] | None = None
-        self._asked_for_role: Role | None = None
+        self.on_role: Callable[[], None] | None = None  # the certificate is for another role now
         self.gossip: Gossip | None = None
         self._gossip_started = trio.Event()
         self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
         self._nursery: trio.Nursery | None = None
         self._pin_image = pin_image
+        self.renewer = Renewer(
+            vault,
+            self.transport,
+            credentials=lambda: self._credentials,
+            adopt=self._use,
+            managers=self._authorities,
+            now=self.clock.now,
+            rng=rng,
+        )
         self.agent = Agent(
             node=self.id,
             node_name=settings.host_name,
@@ -215,14 +227,11 @@ class Node:
     def membership(self) -> Membership:
         return self._membership
 
-    def use(self, credentials: Credentials) -> None:
-        """New streams show *credentials* from now on."""
-        self._credentials = credentials
-
-    def ask_for_role_again(self) -> None:
-        """The change of role did not work out: look once more at what is wanted."""
-        self._asked_for_role = None
-        self._look_at_role()
+    def _use(self, credentials: Credentials) -> None:
+        """New streams show *credentials* from now on; in another role, another life begins."""
+        before, self._credentials = self._credentials, credentials
+        if credentials.role is not before.role and self.on_role is not None:
+            self.on_role()
 
     def _state(self) -> ClusterState | None:
         """The replicated state, if this manager has it."""
@@ -250,7 +259,9 @@ class Node:
                 if self.manager is not None:
                     self.manager.founding = founding
                     await nursery.start(self.manager.run)
+                    nursery.start_soon(self._recheck_forever, self.manager)
                 nursery.start_soon(self._run_gossip, datagrams)
+                await nursery.start(self.renewer.run)
                 await nursery.start(self.agent.run)
                 task_status.started()
                 await trio.sleep_forever()
@@ -280,13 +291,11 @@ class Node:
             Protocol.SYNC: Framed(self._serve_sync),
         }
         if self.manager is not None:
-            enrolment = ManagerEnrolment(self.manager.store, self._leadership)
-            door = CertificateDoor(
-                enrolment, lambda: self._leadership() is not None, self._dial_leader_ca
-            )
+            enrolment = ManagerEnrolment(self.manager.store, self._leadership, self._dial_leader_ca)
+            authority = CertificateAuthorityService(enrolment)
             handlers[Protocol.RAFT] = Framed(self.manager.link.serve)
             handlers[Protocol.SESSION] = Framed(self.manager.serve_session)
-            handlers[Protocol.CA] = Framed(door.serve)
+            handlers[Protocol.CA] = Framed(authority.serve)
         return handlers
 
     def _leadership(self) -> Leadership | None:
@@ -351,23 +360,21 @@ class Node:
             self.gossip.set_known(known)
 
     def _look_at_role(self) -> None:
-        """Ask the daemon for another life if the store wants another role of this node."""
+        """Get the certificate of the role that the store wants of this node."""
         own = self.agent.nodes().get(self.id)
-        if own is None or self.on_role is None or own.role is self._asked_for_role:
-            return
-        if own.role is not self.role:
-            self._asked_for_role = own.role
-            self.on_role(own.role)
+        if own is not None and own.role is not self.role:
+            self.renewer.hurry()
 
-    def _welcomed(self, welcome: Welcome) -> None:
-        self._floor = max(self._floor, welcome.now)
-        if self._floor - self._floor_written > FLOOR_INTERVAL:
+    def _welcomed(self, welcome: Welcome, peer: Peer) -> None:
+        if peer.certificate is not None:
+            self.clock.learn(welcome.now, peer.certificate)
+        if self.clock.floor - self._floor_written > FLOOR_INTERVAL:
             self._write_floor()
 
     def _write_floor(self) -> None:
-        if int(self._floor) > int(self._floor_written):
-            self.journal.set_number("floor", int(self._floor))
-            self._floor_written = self._floor
+        if int(self.clock.floor) > int(self._floor_written):
+            self.journal.set_number("floor", int(self.clock.floor))
+            self._floor_written = self.clock.floor
 
     def _first_managers(self) -> list[ManagerView]:
         """Managers to turn to before there is an assignment."""
@@ -411,8 +418,6 @@ class Node:
     def _on_transition(self, transition: Transition) -> None:
         assert self.gossip is not None
         node = NodeId(transition.member)
-        after = transition.after.name.lower() if transition.after is not None else "gone"
-        logger.info("member %s node=%s reason=%s", after, node, transition.reason.value)
         if transition.after in (State.SUSPECT, State.DEAD):
             term = self.manager.term if self.manager is not None else None
             if term is not None:
@@ -507,14 +512,20 @@ class Node:
             (leader.address, leader.port), Protocol.CA, node=leader.node, within=DIAL_WITHIN
         )
 
-    async def dial_ca(self) -> FrameStream:
-        """Open an sl-ca/1 stream to the leader. Raises OSError."""
-        leader = next((m for m in self.managers() if m.node == self.leader), None)
-        if leader is None:
-            raise OSError("no manager leads just now, or none is in reach")
-        return await self.transport.connect(
-            (leader.address, leader.port), Protocol.CA, node=leader.node, within=DIAL_WITHIN
-        )
+    def _authorities(self) -> list[ManagerAddress]:
+        """The managers that may sign a certificate, the leader first."""
+        leader = self.leader
+        known = sorted(self.managers(), key=lambda m: m.node != leader)
+        return [ManagerAddress((m.address, m.port), m.node) for m in known]
+
+    async def _recheck_forever(self, manager: Manager) -> None:
+        """Cut off at once who was removed or demoted."""
+        state = manager.store.state
+        while True:
+            await manager.store.wait_beyond(state.index)
+            before, state = state, manager.store.state
+            if state.rows(Table.NODE) is not before.rows(Table.NODE):
+                self.transport.recheck()
 
     async def dial_api(self, node: NodeId | None) -> TlsStream:
         """Open an sl-api/1 stream to *node*, or to the leader (None). Raises Unavailable."""

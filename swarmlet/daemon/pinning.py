@@ -11,16 +11,17 @@ from swarmlet.images.errors import BadReference, ImageError, ImageNotFound
 from swarmlet.images.reference import Reference, parse_reference
 from swarmlet.images.store import ImageStore
 from swarmlet.manager.errors import ControlError, NotFound
-from swarmlet.manager.observations import Observations
+from swarmlet.manager.leadership import Leadership
+from swarmlet.model import NodeId
 from swarmlet.model.validation import SpecError
 
 IMAGE_PATH = "task_template.container_spec.image"
 
 
 class ImagePinner:
-    def __init__(self, store: ImageStore, observations: Callable[[], Observations | None]) -> None:
+    def __init__(self, store: ImageStore, leadership: Callable[[], Leadership | None]) -> None:
         self._store = store
-        self._observations = observations
+        self._leadership = leadership
 
     async def pin(self, image: str) -> str:
         """Return *image* with its digest.
@@ -53,10 +54,11 @@ class ImagePinner:
             raise ControlError(str(exc)) from exc
 
     def _elsewhere(self, reference: Reference) -> str | None:
-        observations = self._observations()
-        if observations is None:
+        leadership = self._leadership()
+        if leadership is None:
             return None
-        found = observations.digests_named(reference.tagged.familiar)
+        name = reference.tagged.familiar
+        found = leadership.observations.digests_named(name) or _used_by_services(leadership, name)
         if len(found) > 1:
             where = "; ".join(
                 f"{digest[:19]} on {len(nodes)} node(s)" for digest, nodes in found.items()
@@ -66,3 +68,17 @@ class ImagePinner:
                 "name one by its digest, or load the right one on this manager"
             )
         return next(iter(found), None)
+
+
+def _used_by_services(leadership: Leadership, name: str) -> dict[str, list[NodeId]]:
+    """What *name* means to services that run already, where a node still has it.
+
+    The node on which it was loaded may be gone; those that run it have its content by digest.
+    """
+    holders = leadership.observations.holders
+    found: dict[str, list[NodeId]] = {}
+    for service in leadership.store.state.services.values():
+        tagged, _, digest = service.spec.task.container.image.partition("@")
+        if tagged == name and digest in holders:
+            found[digest] = sorted(holders[digest])
+    return found

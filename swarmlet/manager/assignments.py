@@ -111,7 +111,7 @@ class Assignments:
                 address=node.facts.address,
                 port=node.facts.port,
                 ingress=node.ingress,
-                role=node.spec.role,
+                role=node.present_role,
             )
             items[ItemKey(Kind.NODE, node.id)] = pack(row)
         if self._state.ingress is not None:

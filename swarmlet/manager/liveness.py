@@ -124,6 +124,7 @@ class _Watch:
     state: NodeState
     open: bool = False
     known: bool = False  # a session or a confirmation has said something since we lead
+    served: bool = False  # it had a session with this leader
     heard: int = 0  # tick of the last sign of life
     left: int | None = None  # tick at which the session closed or the node fell silent
     confirming: bool = False
@@ -189,7 +190,7 @@ class Liveness:
         return []
 
     def _opened(self, watch: _Watch, node: NodeId) -> list[Action]:
-        watch.open, watch.known = True, True
+        watch.open = watch.known = watch.served = True
         watch.heard, watch.left = self._now, None
         watch.unreachable, watch.planned_until = False, 0
         if watch.state is NodeState.DOWN:
@@ -237,7 +238,10 @@ class Liveness:
         elif watch.open and silent < self._config.silent_after:
             watch.left = None
         if watch.left is None and not watch.unreachable:
-            return []
+            # Looked at again and again: a node that joined is listed after its session opened,
+            # and what was asked for may not have been written.
+            is_back = watch.open and watch.state is NodeState.DOWN
+            return [SetNodeState(node, NodeState.READY)] if is_back else []
         if watch.state is NodeState.DOWN or node == self._own or self._now < watch.planned_until:
             return []
         if watch.unreachable and silent >= self._config.down_after:
@@ -250,7 +254,12 @@ class Liveness:
 
     def _mass_disconnect(self) -> list[Action]:
         recent = self._now - MASS_WINDOW
-        gone = [w for w in self._nodes.values() if w.left is not None and w.left > recent]
+        # Of nodes that never had a session here a new leader knows nothing, good or bad.
+        gone = [
+            watch
+            for watch in self._nodes.values()
+            if watch.served and watch.left is not None and watch.left > recent
+        ]
         many = len(gone) >= MASS_NODES_MIN and len(gone) > MASS_PART * len(self._nodes)
         if not many or self._now < self._hold_until:
             return []

@@ -29,6 +29,13 @@ class Promote:
 
 
 @dataclass(frozen=True, slots=True)
+class Demote:
+    """One voter too many: *server* stays as a learner."""
+
+    server: int
+
+
+@dataclass(frozen=True, slots=True)
 class Remove:
     """*server* is no manager any more, or a log that its node has lost."""
 
@@ -43,7 +50,7 @@ class SetRole:
     role: Role
 
 
-MembershipChange: TypeAlias = AddLearner | Promote | Remove | SetRole
+MembershipChange: TypeAlias = AddLearner | Promote | Demote | Remove | SetRole
 
 
 def voters_wanted(managers: int) -> int:
@@ -83,4 +90,6 @@ def next_change(
             node = managers[server]
             if node.state is NodeState.READY:
                 return Promote(node.id, server)
+    elif len(voters) > wanted:
+        return Demote(max(server for server in voters if server != own_server))
     return None

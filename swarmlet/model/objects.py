@@ -125,6 +125,11 @@ class Node:
     created_at: float = 0.0
     updated_at: float = 0.0
 
+    @property
+    def present_role(self) -> Role:
+        """What it may do now: a manager that was demoted votes until Raft has let it go."""
+        return Role.MANAGER if Role.MANAGER in (self.spec.role, self.role) else Role.WORKER
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VirtualAddress:

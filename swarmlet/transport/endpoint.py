@@ -217,6 +217,9 @@ class Transport:
         except BROKEN as exc:
             kind, words = explain_handshake(exc)
             self._failed_handshakes += 1
+            if kind == "hung-up":  # a caller that changed its mind: nothing is wrong
+                logger.debug("handshake ended address=%s reason=%s", address, words)
+                return False
             self._complain(source_of(address[0]), kind, words)
             if kind == "http":
                 await stream.transport_stream.send_all(_PLAIN_HTTP)

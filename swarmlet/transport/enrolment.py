@@ -93,13 +93,14 @@ class Enrolment(typing.Protocol):
         """Return the cluster's id and its roots."""
 
     async def join(
-        self, token: Token, public_key: bytes, facts: JoinFacts, address: str
+        self, token: Token, public_key: bytes, request: JoinRequest, address: str
     ) -> Issued | JoinPending | JoinRefused:
         """Verify *token*, write the node into the store and sign, in one transaction.
 
         *public_key* (SPKI) is proven to be the caller's. A node that the store knows by this same
         key is not a second node and takes no second use off the token: its answer was lost.
-        A manager that asked the leader returns the leader's answer, whatever it is.
+        A manager that does not lead hands *request* on and returns the leader's answer, whatever
+        it is.
 
         Raises:
             InvalidToken, EnrolmentUnavailable.
@@ -295,7 +296,7 @@ class CertificateAuthorityService:
             token = parse_token(request.token)
             public_key = check_request_untrusted(request.csr)
             check_facts_untrusted(request.facts)
-            answer = await self._enrolment.join(token, public_key, request.facts, peer.address[0])
+            answer = await self._enrolment.join(token, public_key, request, peer.address[0])
         except (MistypedToken, InvalidToken) as exc:
             failures.take(now)
             logger.warning("join refused address=%s reason=%s", peer.address[0], exc)

@@ -142,7 +142,7 @@ def explain_timeout(address: tuple[str, int], seconds: float) -> Unreachable:
 def explain_handshake(error: BaseException) -> tuple[str, str]:
     """Return kind and words of a handshake that failed on the serving side."""
     tls = tls_error_of(error)
-    if tls is None:
+    if tls is None or tls.reason == "UNEXPECTED_EOF_WHILE_READING":
         return "hung-up", "hung up during the handshake"
     if isinstance(tls, ssl.SSLCertVerificationError):
         if tls.verify_code in _FOREIGN_ROOTS:

@@ -95,6 +95,16 @@ def test_a_node_that_was_down_is_ready_when_its_session_opens(core: Liveness) ->
     assert core.step(Opened(A)) == [SetNodeState(A, NodeState.READY)]
 
 
+def test_a_node_that_is_listed_after_its_session_opened_becomes_ready(core: Liveness) -> None:
+    late = NodeId("late")
+    core.step(Opened(late))
+    listed = ((OWN, NodeState.READY), (A, NodeState.READY), (late, NodeState.DOWN))
+    core.step(Listed(listed))
+    assert tick(core, 2) == [SetNodeState(late, NodeState.READY)] * 2, "until it is written"
+    core.step(Listed((*listed[:2], (late, NodeState.READY))))
+    assert tick(core, 1) == []
+
+
 def test_the_own_node_is_never_down(core: Liveness) -> None:
     core.step(Closed(OWN))
     core.step(Confirmed(OWN, reached=False))
@@ -143,3 +153,16 @@ def test_a_new_leader_gives_unknown_nodes_time_but_not_for_ever() -> None:
     assert tick(core, 1) == [Confirm(A)]
     core.step(Confirmed(A, reached=False))
     assert tick(core, 6)[-1] == SetNodeState(A, NodeState.DOWN)
+
+
+def test_a_new_leader_does_not_take_unopened_sessions_for_a_mass_disconnect() -> None:
+    others = [NodeId(f"n{number}") for number in range(6)]
+    core = Liveness(OWN, CONFIG)
+    core.step(Listed(tuple((node, NodeState.READY) for node in (OWN, *others))))
+    core.step(Opened(OWN))
+    actions = tick(core, 12)
+    assert not [action for action in actions if isinstance(action, HeldBack)]
+    for node in others[1:]:
+        core.step(Opened(node))
+    core.step(Confirmed(others[0], reached=False))
+    assert SetNodeState(others[0], NodeState.DOWN) in tick(core, 8)

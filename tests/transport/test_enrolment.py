@@ -99,7 +99,7 @@ class Registry:
         return TrustAnswer(cluster=self.cluster.id, bundle=self.cluster.trust)
 
     async def join(
-        self, token: Token, public_key: bytes, facts: JoinFacts, address: str
+        self, token: Token, public_key: bytes, request: JoinRequest, address: str
     ) -> Issued | JoinPending | JoinRefused:
         await trio.lowlevel.checkpoint()
         if not self.leads:
@@ -121,7 +121,7 @@ class Registry:
         if grant.issued:
             self.issued[token.id].uses_left -= 1
         self.cluster.nodes[node] = KnownNode(role=grant.role, public_keys=(public_key,))
-        self.joined.append((node, facts, address))
+        self.joined.append((node, request.facts, address))
         return self._issue(node, grant.role, public_key)
 
     async def renew(self, certificate: NodeCertificate, public_key: bytes) -> Issued:
@@ -315,7 +315,7 @@ async def test_answer_of_the_leader_counts_as_a_failure_where_it_was_asked(
 ) -> None:
     class Follower(Registry):
         async def join(
-            self, token: Token, public_key: bytes, facts: JoinFacts, address: str
+            self, token: Token, public_key: bytes, request: JoinRequest, address: str
         ) -> JoinRefused:
             await trio.lowlevel.checkpoint()
             return JoinRefused(fault=JoinFault.TOKEN, text="the leader says no")
