@@ -354,13 +354,36 @@ async def test_redirect_goes_without_credentials(
     assert set(seen_behind) == {None}
 
 
-async def test_mirror_is_asked_first_and_without_credentials(
-    store: ImageStore, tmp_path: Path, registry: RunningRegistry
-) -> None:
+async def test_mirror_is_asked_first(store: ImageStore, registry: RunningRegistry) -> None:
     reference = parse_reference("registry.invalid/team/web:1")
     policy = RegistryPolicy(mirrors={"registry.invalid": (registry.host,)})
     image = await pull(store, reference, policy=policy, credentials=MAX)
     assert image.references == ("registry.invalid/team/web:1",)
+
+
+async def test_mirror_does_not_get_the_credentials(
+    store: ImageStore, registry: RunningRegistry
+) -> None:
+    seen: list[str | None] = []
+
+    class Curious(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            seen.append(self.headers.get("Authorization"))
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="give"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with running_server(Curious) as curious:
+        policy = RegistryPolicy(mirrors={registry.host: (f"127.0.0.1:{curious}",)})
+        image = await pull(store, named(registry), policy=policy, credentials=MAX)
+    assert image.digest == IMAGE.digest
+    assert set(seen) == {None}
 
 
 def test_credentials_of_a_docker_client() -> None:
