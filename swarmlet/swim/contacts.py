@@ -95,6 +95,10 @@ class Contacts:
             actions += self._heal(me)
         return actions
 
+    def waits(self) -> list[int]:
+        """Return in how many ticks each thing that waits is due."""
+        return [self._ticks_to_heal, *(a.ticks_left for a in self._attempts.values())]
+
     def _advance(self, address: Address, attempt: Attempt, me: Alive) -> list[Action]:
         if attempt.asked:
             # No datagram came back. The stream may get through.

@@ -89,6 +89,8 @@ SYNCS_MAX = 3
 SYNCS_AFTER_JOIN = (ticks(1), ticks(5))
 #: Ticks between two looks for members to forget.
 REAP_EVERY = ticks(60)
+#: Longest sleep of a member that has nothing to do: one second.
+QUIET_MAX = ticks(1)
 #: The core's sequences use the lower half, the shell's (Gossip.confirm) the upper one.
 SEQUENCE_SPACE = (SEQUENCE_MAX >> 1) + 1
 
@@ -186,6 +188,28 @@ class Swim:
 
     def suspicion(self, member: MemberId) -> Suspicion | None:
         return self._membership.suspicions.get(member)
+
+    def quiet_ticks(self) -> int:
+        """Return how many ticks from now the next one is that may do something, QUIET_MAX at most.
+
+        The shell may sleep so long, if nothing else happens, and give all ticks at once. An
+        idle member wakes up twice a second then, not ten times.
+        """
+        if self._leave_by is not None:
+            return 1
+        due = [
+            QUIET_MAX,
+            REAP_EVERY - self.now % REAP_EVERY,
+            min(self._sync_due) - self.now,
+            *self._prober.waits(),
+            *self._relays.waits(),
+            *self._contacts.waits(),
+            *self._moves.waits(),
+            *self._membership.waits(),
+        ]
+        if self._queue:
+            due.append(self._ticks_to_gossip)
+        return max(1, min(due))
 
     def sync_digest(self) -> SyncDigest:
         """Return the message that opens an exchange of ours."""

@@ -1,7 +1,10 @@
 """Gossip: the shell around the core. Owns one UDP socket, the ticks and one Swim.
 
-Trio. Whatever happens ends in _step, which is sync: one step of the core and all its actions,
+Trio. Whatever happens ends in _take, which is sync: one step of the core and all its actions,
 without a checkpoint between them. So the core needs no lock and no queue.
+
+An idle member sleeps over the ticks in which the core has nothing to do, and gives them
+afterwards, before anything else.
 
 Datagrams go through the socket's own calls, not through Trio's: a send must not wait (what the
 kernel's buffer does not take is lost, as on any network), one wake-up takes all that has come,
@@ -167,6 +170,11 @@ class Gossip:
         self._rtt: dict[ShortId, float] = {}
         self._hinted_at = -HINT_EVERY
         self._left = trio.Event()
+        # The core has had all ticks up to _ticked_at, and does nothing before _planned more.
+        self._ticked_at = 0.0
+        self._planned = 1
+        self._sleep = trio.CancelScope()
+        self._suspended = 0.0
         self._key_missing = trio.Event()
         self._members: Mapping[MemberId, MemberView] | None = None
         self._counts: Counter[str] = Counter()
@@ -335,8 +343,11 @@ class Gossip:
             self._socket = own
             try:
                 async with trio.open_nursery() as self._jobs:
+                    self._ticked_at = trio.current_time()
+                    self._suspended = _suspended()
+                    self._plan()
                     self._jobs.start_soon(self._receive_forever, own)
-                    self._jobs.start_soon(self._tick_forever, own)
+                    self._jobs.start_soon(self._tick_forever)
                     task_status.started()
             finally:
                 self._socket = None
@@ -345,29 +356,52 @@ class Gossip:
     async def _receive_forever(self, own: stdlib_socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(own)
+            # The ticks that are due come first, so that what follows counts from now. But after
+            # a pause the packets come first: _tick sees to that.
+            self._tick()
             self._drain(own)
             self._read_refusals(own)
 
-    async def _tick_forever(self, own: stdlib_socket.socket) -> None:
-        """Send a Tick every TICK seconds, and after a pause one Tick instead of a burst."""
-        due = trio.current_time()
-        suspended = _suspended()
+    async def _tick_forever(self) -> None:
         while True:
-            due += TICK
-            await trio.sleep_until(due)
-            missed = int((trio.current_time() - due) / TICK)
-            due += missed * TICK
-            # CLOCK_MONOTONIC stands still while the machine is suspended.
-            slept, suspended = _suspended() - suspended, _suspended()
-            if slept > SUSPEND_LEAST:
-                missed += int(slept / TICK)
-            if missed:
-                self._counts["ticks_missed"] += missed
-                # What came while we slept must be heard before anybody is accused.
-                while self._drain(own):
-                    pass
-                self._read_refusals(own)
-            self._step(Tick(missed))
+            self._sleep = trio.CancelScope(deadline=self._wake_at())
+            with self._sleep:
+                await trio.sleep_forever()
+            self._tick()
+
+    def _asleep(self) -> float:
+        """Return the seconds that the core has not been told of yet."""
+        return 0.0 if self._socket is None else trio.current_time() - self._ticked_at
+
+    def _wake_at(self) -> float:
+        return self._ticked_at + self._planned * TICK
+
+    def _tick(self) -> None:
+        """Give the core the ticks that have passed.
+
+        As many as were planned, one by one: nothing is due before the last of them. More than
+        that is a pause, and becomes one Tick that says how many were missed.
+        """
+        assert self._socket is not None
+        now = trio.current_time()
+        passed = int((now - self._ticked_at) / TICK + 1e-6)
+        # CLOCK_MONOTONIC stands still while the machine is suspended.
+        slept, self._suspended = _suspended() - self._suspended, _suspended()
+        if passed <= 0 and slept < SUSPEND_LEAST:
+            return
+        missed = max(0, passed - self._planned)
+        self._ticked_at += passed * TICK
+        if slept >= SUSPEND_LEAST:
+            missed += int(slept / TICK)
+        if missed:
+            self._counts["ticks_missed"] += missed
+            # What came while we slept must be heard before anybody is accused.
+            while self._drain(self._socket):
+                pass
+            self._read_refusals(self._socket)
+        for _ in range(min(passed, self._planned) - 1):
+            self._take(Tick())
+        self._take(Tick(missed))
 
     def _drain(self, own: stdlib_socket.socket) -> bool:
         """Take the packets that have come, up to PACKETS_PER_TURN; True when there may be more."""
@@ -400,7 +434,7 @@ class Gossip:
             self._rejected["not messages"] += 1
         else:
             self._take_answers(opened.sender, messages)
-            self._step(Received(opened.sender, source, messages))
+            self._take(Received(opened.sender, source, messages))
 
     def _take_answers(self, sender: ShortId, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -431,11 +465,17 @@ class Gossip:
             for confirmation in self._confirmations.values():
                 if confirmation.address == address:
                     confirmation.end(Reachability.REFUSED)
-            self._step(Refused(address))
+            self._take(Refused(address))
 
     # Steps and what they ask for.
 
     def _step(self, event: Event) -> Record | None:
+        """Let the core take note of *event*, now."""
+        if self._socket is not None:
+            self._tick()
+        return self._take(event)
+
+    def _take(self, event: Event) -> Record | None:
         """Let the core take one step and do what it asks for; return the record of an Answer."""
         self._members = None
         answer: Record | None = None
@@ -447,7 +487,13 @@ class Gossip:
                 answer = action.record
             else:
                 self._perform(action)
+        self._plan()
         return answer
+
+    def _plan(self) -> None:
+        """Set when to wake up for the next tick that may do something."""
+        self._planned = self._core.quiet_ticks()
+        self._sleep.deadline = self._wake_at()
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -531,7 +577,7 @@ class Gossip:
             incarnation=held.incarnation,
             address=held.address,
             facts=held.facts,
-            since=(self._core.now - held.since) * TICK,
+            since=(self._core.now - held.since) * TICK + self._asleep(),
             rtt=self._rtt.get(held.short),
             reason=reason,
             by=by,

@@ -252,7 +252,9 @@ class Membership:
 
     def expire(self) -> list[Outcome]:
         """Declare dead whose suspicion has run out."""
-        others = self.table.live - 1 - len(self.suspicions)
+        if not self.suspicions:
+            return []
+        others = self._others_to_confirm()
         over = [m for m, s in self.suspicions.items() if s.deadline(others) <= self.now]
         outcomes: list[Outcome] = []
         for member in over:
@@ -264,6 +266,14 @@ class Membership:
             self._tell(member, Dead(held.short, held.incarnation, self.short))
             outcomes += self._bury(held, held.incarnation, State.DEAD, reason, self.short)
         return outcomes
+
+    def waits(self) -> list[int]:
+        """Return in how many ticks each suspicion runs out."""
+        others = self._others_to_confirm()
+        return [s.deadline(others) - self.now for s in self.suspicions.values()]
+
+    def _others_to_confirm(self) -> int:
+        return self.table.live - 1 - len(self.suspicions)
 
     def restart_suspicions(self) -> None:
         least, most = self._suspicion_bounds()

@@ -123,6 +123,9 @@ class Moves:
             ]
         return outcomes
 
+    def waits(self) -> list[int]:
+        return [move.ticks_left for move in self._moves.values()]
+
     def _end_early(self, move: Move) -> list[Outcome]:
         if move.held_refuses and move.new_answers and not move.verifying:
             return self._end(move, moved=True)

@@ -133,6 +133,11 @@ class Prober:
                 outcomes += self._start(record, claimed)
         return outcomes
 
+    def waits(self) -> list[int]:
+        """Return in how many ticks each thing that waits is due."""
+        waits = [probe.ticks_left for probe in self._probes.values()]
+        return [*waits, 1 if self._doubts else self._ticks_to_probe]
+
     def add(self, member: MemberId) -> None:
         """Let *member* have its turn in this round, at a random place in it (SWIM 4.3)."""
         if member not in self._round:
@@ -312,6 +317,9 @@ class Relays:
         for relay in self._relays.values():
             relay.ticks_left -= 1
         return self._end(lambda relay: relay.ticks_left <= 0, refused=False)
+
+    def waits(self) -> list[int]:
+        return [relay.ticks_left for relay in self._relays.values()]
 
     def abandon(self) -> None:
         self._relays.clear()

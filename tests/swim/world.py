@@ -251,7 +251,11 @@ class World:
 
     def step(self, node: Node, event: Event) -> list[Record]:
         answers = []
-        for action in node.core.step(event):
+        quiet = node.core.quiet_ticks() > 1 and event == Tick()
+        actions = node.core.step(event)
+        if quiet and actions:
+            self.complaints.append(f"{self.now}: {node.name} would have overslept {actions[0]}")
+        for action in actions:
             if isinstance(action, Answer):
                 answers.append(action.record)
             else:
