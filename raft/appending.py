@@ -80,6 +80,7 @@ class Appender:
         #: Since when the disk has been busy with one round; None while it is not.
         self.busy_since: float | None = None
         self.disk_full = False
+        self._failed = False
         self._compact_to = 0
 
     def submit(self, work: Work) -> None:
@@ -159,6 +160,7 @@ class Appender:
                 self.disk_full = True
                 await trio.sleep(RETRY)
             except OSError as exc:
+                self._failed = True
                 name = errno.errorcode.get(exc.errno or 0, "")
                 logger.critical("log write failed errno=%s error=%s", name, exc.strerror)
                 raise
@@ -171,12 +173,15 @@ class Appender:
     def close(self) -> None:
         """Write the last commit index, if it is not on disk, and let go of the log.
 
-        Sync, for the end: a restarted server then starts from what it knew.
+        Sync, for the end: a restarted server then starts from what it knew. Nothing is written
+        after a failure, not even to try: a second sync may claim what the first could not do.
         """
+        sound = not (self._failed or self.disk_full)
         try:
-            if self._hard_state != self._durable and not self.disk_full and not self._queue:
+            if sound and self._hard_state != self._durable and not self._queue:
                 self.wal.append(self._hard_state, [])
-            self.wal.seal()
+            if sound:
+                self.wal.seal()
         except OSError as exc:
             logger.warning("log not closed cleanly error=%s", exc.strerror)
         self.wal.close()

@@ -265,6 +265,6 @@ class Applier:
             self._pinned[name] -= 1
 
     def replace_snapshot(self) -> None:
-        """Take another snapshot soon: the newest file cannot be read."""
+        """Take another snapshot soon: the newest cannot be read, or is too old for somebody."""
         self._replace = True
         self._snapshot_due.set()

@@ -56,8 +56,14 @@ def create(
 
 
 def create_on(
-    disk: DurableDir, key: bytes, cluster: bytes, *, segment_bytes: int = SEGMENT_BYTES
+    disk: DurableDir,
+    key: bytes,
+    cluster: bytes,
+    *,
+    server: ServerId | None = None,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> ServerId:
+    """Do what create() does, on any disk; *server* takes the place of a random id."""
     if segment_names(disk):
         wal, contents = WAL.open(disk, key, segment_bytes=segment_bytes)
         wal.close()
@@ -65,7 +71,7 @@ def create_on(
         if used or contents.cluster != cluster:
             raise FileExistsError("the directory holds the log of a server already")
         return contents.server
-    server = random_server()
+    server = server or random_server()
     WAL.create(disk, key, cluster=cluster, server=server, segment_bytes=segment_bytes)
     return server
 
@@ -96,9 +102,11 @@ def bootstrap_on(
     cluster: bytes,
     *,
     context: bytes = b"",
+    server: ServerId | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> ServerId:
-    server = create_on(disk, key, cluster, segment_bytes=segment_bytes)
+    """Do what bootstrap() does, on any disk; *server* takes the place of a random id."""
+    server = create_on(disk, key, cluster, server=server, segment_bytes=segment_bytes)
     wal, _ = WAL.open(disk, key, segment_bytes=segment_bytes)
     change = Change((ServerChange(ChangeKind.ADD_VOTER, server, context),))
     first = Entry(1, 1, CHANGE, encode_change(change))

@@ -455,6 +455,7 @@ class Raft(Elections):
             or log.has_next_unstable
             or log.has_next_committed
             or self._read_states
+            or self._snapshot_wanted
             or log.next_snapshot() is not None
             or self._soft_state != self._told_soft_state
             or self._hard_state != self._told_hard_state
@@ -485,7 +486,9 @@ class Raft(Elections):
             stored=stored,
             must_sync=bool(entries)
             or (hard_state.term, hard_state.voted_for) != (told.term, told.voted_for),
+            snapshot_wanted=self._snapshot_wanted,
         )
+        self._snapshot_wanted = False
         self._told_soft_state, self._told_hard_state = soft_state, hard_state
         self._read_states, self._messages, self._after_sync = [], [], []
         log.accept_unstable()

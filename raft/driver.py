@@ -130,7 +130,7 @@ class Driver:
             SEND_QUEUE_MAX
         )
         self._receiving = False
-        self._campaign_at: float | None = None
+        self._orphaned = trio.Event()
 
     # Life.
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -139,6 +139,7 @@ class Driver:
         Raises:
             LogMissing, LogDamaged, WrongKey, DirectoryLocked: it cannot start.
             OSError: its disk failed. Do not run it again before somebody looked at the disk.
+                (In a group, as Trio raises what ends a job.)
         """
         setup = self._setup
         disk = setup.disk
@@ -165,6 +166,7 @@ class Driver:
             jobs.start_soon(self._applier.run)
             jobs.start_soon(self._applier.take_snapshots)
             jobs.start_soon(self._tick_forever)
+            jobs.start_soon(self._campaign_when_orphaned)
             for _ in range(SENDING_MAX):
                 jobs.start_soon(self._send_snapshots)
             jobs.start_soon(self._drive)
@@ -229,12 +231,14 @@ class Driver:
     async def _drive(self) -> None:
         """Own the core: take what came in, step it all, then do what Ready says."""
         self._wake.set()  # a lone voter may have entries to apply at once
+        told = self._brief()
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            before = self._brief()
             self._turn()
-            if self._brief() != before:
+            brief = self._brief()
+            if brief != told:
+                told = brief
                 self._changed.set()
                 self._changed = trio.Event()
 
@@ -279,6 +283,8 @@ class Driver:
             self._appender.submit(work)
         if ready.committed:
             self._applier.submit(ready.committed)
+        if ready.snapshot_wanted:
+            self._applier.replace_snapshot()
         for read in ready.read_states:
             (number,) = _READ_NUMBER.unpack(read.context)
             self._answer_read(number, read.index)
@@ -314,14 +320,10 @@ class Driver:
             self._wake.set()
 
     def _after_tick(self) -> None:
-        core, now = self._core, trio.current_time()
+        now = trio.current_time()
         busy_since = self._appender.busy_since
         if busy_since is not None and now - busy_since > DISK_STALL:
             self._hand_over_if_leading(now - busy_since)
-        if self._campaign_at is not None and now >= self._campaign_at:
-            self._campaign_at = None
-            if core.leader == NOBODY and core.role is Role.FOLLOWER:
-                core.campaign()
         # A read whose question or answer was lost, or that no leader could take.
         patience = self._config.tick * self._config.election_ticks / 2
         for number in [n for n, read in self._reads.items() if now - read.asked_at > patience]:
@@ -377,9 +379,23 @@ class Driver:
         if core.leader != server or core.role is not Role.FOLLOWER or self._config.lease_reads:
             return
         core.forget_leader()
-        delay = self._rng.uniform(*REFUSED_CAMPAIGN)
-        self._campaign_at = trio.current_time() + delay
-        logger.info("leader refuses connections leader=%d campaign_in=%.3fs", server, delay)
+        self._orphaned.set()
+        logger.info("leader refuses connections server=%d leader=%d", self.server, server)
+
+    async def _campaign_when_orphaned(self) -> None:
+        """Campaign a random moment after the leader was found gone.
+
+        Not with the next tick: servers that tick together would all vote for themselves.
+        """
+        while True:
+            await self._orphaned.wait()
+            self._orphaned = trio.Event()
+            await trio.sleep(self._rng.uniform(*REFUSED_CAMPAIGN))
+            self._call(self._campaign_if_orphaned)
+
+    def _campaign_if_orphaned(self) -> None:
+        if self._core.leader == NOBODY and self._core.role is Role.FOLLOWER:
+            self._core.campaign()
 
     # What waits for the core.
     def _propose_waiting(self) -> None:

@@ -251,6 +251,7 @@ class Ready:
     *after_sync* promises what *hard_state*, *entries* and *snapshot* hold, in this and every
     earlier Ready: they leave (or come back, if they are for this server) after the sync. Then
     the core gets *stored*. *committed* goes to the state machine, and then to Raft.applied().
+    *snapshot_wanted*: a follower needs a newer snapshot than there is.
     """
 
     soft_state: tuple[ServerId, Role] | None = None
@@ -263,3 +264,4 @@ class Ready:
     after_sync: tuple[Envelope, ...] = ()
     stored: Stored | None = None
     must_sync: bool = False
+    snapshot_wanted: bool = False

@@ -108,6 +108,7 @@ class Replication:
         self._election_elapsed = 0
         self._reads = Reads()
         self._read_states: list[ReadState] = []
+        self._snapshot_wanted = False
         self._messages: list[Envelope] = []
         self._after_sync: list[Envelope] = []
 
@@ -187,7 +188,9 @@ class Replication:
             self._trace(SnapshotToInactive(to))
             return False
         snapshot = self.log.snapshot or self.log.storage.snapshot()
-        if snapshot is None:
+        # One from before *to* joined is of no use: a server refuses a state that it is not in.
+        if snapshot is None or not (self.compat or to in snapshot.configuration):
+            self._snapshot_wanted = True
             self._trace(SnapshotUnavailable(to))
             return False
         log = self.log

@@ -45,6 +45,8 @@ ENTRY_BYTES_MAX: Final = 1 << 20
 SPARE: Final = "spare"
 SEGMENT_NAME: Final = re.compile(r"wal-([0-9a-f]{8})-([0-9a-f]{16})")
 _CLOSE_BYTES: Final = frame_bytes(0)
+_START_BYTES: Final = SEGMENT_HEADER_BYTES + frame_bytes(SALT_BYTES)
+_SEGMENT_OVERHEAD_BYTES: Final = _START_BYTES + _CLOSE_BYTES
 _ZEROS: Final = bytes(1 << 16)
 
 
@@ -197,7 +199,7 @@ class WAL:
         room = self._header.segment_bytes - self._offset - _CLOSE_BYTES
         salt = 0 if self._chain.salted else frame_bytes(SALT_BYTES)
         if frame_bytes(len(body)) + salt > room:
-            self._roll()
+            self._roll(frame_bytes(len(body)))
         elif salt:
             # Synced alone, so that a frame behind it always proves it whole.
             self._write(self._chain.salt(os.urandom(SALT_BYTES)))
@@ -231,35 +233,42 @@ class WAL:
         if self._offset * 2 >= self._header.segment_bytes:
             self._make_spare()
 
-    def _roll(self) -> None:
-        """Go on in a new segment. It is durable before the old one says that it is closed."""
-        self._make_spare()
+    def _roll(self, needed: int) -> None:
+        """Go on in a new segment. It is durable before the old one says that it is closed.
+
+        A frame of *needed* bytes fits into it: an entry larger than our segments may come from
+        a leader who has larger ones.
+        """
         chain = self._chain.copy()
         header = replace(
             self._header,
-            segment_bytes=self._segment_bytes,
+            segment_bytes=max(self._segment_bytes, needed + _SEGMENT_OVERHEAD_BYTES),
             sequence=self._header.sequence + 1,
             first_index=self.last_index + 1,
             frame_number=chain.number,
             previous_tag=chain.tag,
         )
-        start = header.pack() + chain.salt(os.urandom(SALT_BYTES))
-        spare = self._directory.open(SPARE)
-        spare.write(0, start)
-        spare.sync()
-        spare.close()
-        name = segment_name(header.sequence, header.first_index)
-        self._directory.rename(SPARE, name)
-        self._spare = False
+        if header.segment_bytes == self._segment_bytes:
+            self._make_spare()
+            start = _start_of(header, chain)
+            spare = self._directory.open(SPARE)
+            spare.write(0, start)
+            spare.sync()
+            spare.close()
+            name = segment_name(header.sequence, header.first_index)
+            self._directory.rename(SPARE, name)
+            self._spare = False
+        else:
+            name = _create_segment(self._directory, header, chain)
         if self._chain.salted:
             self._file.write(self._offset, self._chain.close())
             self._file.sync()
         self._file.close()
         self._file = self._directory.open(name)
         self._header, self._name, self._chain = header, name, chain
-        self._offset = len(start)
+        self._offset = _START_BYTES
         self._highest[name] = 0
-        self.bytes_written += len(start) + _CLOSE_BYTES
+        self.bytes_written += _START_BYTES + _CLOSE_BYTES
 
     def _make_spare(self) -> None:
         if not self._spare:
@@ -309,10 +318,15 @@ def _zeros(size: int) -> Iterator[bytes]:
         size -= len(_ZEROS)
 
 
-def _create_segment(directory: DurableDir, header: SegmentHeader, chain: Chain) -> None:
-    start = header.pack() + chain.salt(os.urandom(SALT_BYTES))
+def _start_of(header: SegmentHeader, chain: Chain) -> bytes:
+    return header.pack() + chain.salt(os.urandom(SALT_BYTES))
+
+
+def _create_segment(directory: DurableDir, header: SegmentHeader, chain: Chain) -> str:
+    start = _start_of(header, chain)
     name = segment_name(header.sequence, header.first_index)
     create(directory, name, [start, *_zeros(header.segment_bytes - len(start))])
+    return name
 
 
 class _Reader:

@@ -6,7 +6,7 @@ Runs on Trio's autojump clock: time passes only while everybody waits.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from raft.machine import Committed, Outcome
 from raft.messages import Message, ServerId
 from raft.replica import Replica
 from raft.snapshots import SnapshotHeader
+from raft.wal import WAL
 from tests.raft.disks import MemoryDisk
 
 KEY = bytes(range(32))
@@ -96,6 +97,14 @@ class Wire:
         await self._wires.replicas[to].receive_snapshot(self._server, header, chunks)
 
 
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for exception in group.exceptions:
+        if isinstance(exception, BaseExceptionGroup):
+            yield from leaves(exception)
+        else:
+            yield exception
+
+
 class Member:
     """One server: its disk outlives it."""
 
@@ -136,7 +145,7 @@ class Member:
                     cluster.wires.replicas[self.server] = self.replica
                     task_status.started()
             except* OSError as failures:
-                self.failure = failures.exceptions[0]
+                self.failure = next(iter(leaves(failures)))
         cluster.wires.replicas.pop(self.server, None)
         self._ended.set()
 
@@ -144,6 +153,10 @@ class Member:
         """End the process in order."""
         assert self._scope
         self._scope.cancel()
+        await self.ended()
+
+    async def ended(self) -> None:
+        """Wait until the process is gone."""
         await self._ended.wait()
 
     async def crash(self, *, keep: bool = True) -> None:
@@ -168,17 +181,16 @@ class Cluster:
         self.wires = Wires()
         self.wires.nursery = nursery
         self.members: list[Member] = []
-        self._servers: dict[int, ServerId] = {}
 
     def server_of(self, disk: MemoryDisk) -> ServerId:
-        from raft.wal import WAL
-
         return WAL.open(MemoryDisk({n: disk.read(n) for n in disk.names()}), KEY)[1].server
 
     async def first(self) -> Member:
         """Start the first server of a new cluster, and wait until it leads."""
         disk = MemoryDisk()
-        bootstrap_on(disk, KEY, CLUSTER, context=b"first", segment_bytes=64 << 10)
+        bootstrap_on(
+            disk, KEY, CLUSTER, context=b"first", server=ServerId(101), segment_bytes=64 << 10
+        )
         member = await self._start(disk)
         await self.leader()
         return member
@@ -186,7 +198,8 @@ class Cluster:
     async def join(self, *, promote: bool = True) -> Member:
         """Start another server, add it as a learner, and make it a voter."""
         disk = MemoryDisk()
-        create_on(disk, KEY, CLUSTER, segment_bytes=64 << 10)
+        server = ServerId(101 + len(self.members))
+        create_on(disk, KEY, CLUSTER, server=server, segment_bytes=64 << 10)
         member = await self._start(disk)
         leader = await self.leader()
         context = b"server-%d" % len(self.members)
@@ -244,6 +257,8 @@ async def cluster(
         await made.first()
         for _ in range(servers - 1):
             await made.join()
+        # Everybody knows of everybody: until a change is applied, the old majority decides.
+        await made.settled()
         yield made
         nursery.cancel_scope.cancel()
 

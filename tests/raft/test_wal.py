@@ -142,6 +142,14 @@ def test_a_large_batch_becomes_several_frames(disk: MemoryDisk) -> None:
     assert reopen(disk)[1].entries == list(batch(1, 40, size=500)[0].entries)
 
 
+def test_an_entry_larger_than_a_segment_gets_a_larger_one(disk: MemoryDisk) -> None:
+    wal, _ = reopen(disk)
+    wal.append(state(0), batch(1))
+    wal.append(state(1), batch(2, size=3 * SEGMENT))
+    wal.append(state(2), batch(3))
+    assert [len(e.data) for e in reopen(disk)[1].entries] == [40, 3 * SEGMENT, 40]
+
+
 def test_a_wrong_key_is_told_from_rot(disk: MemoryDisk) -> None:
     with pytest.raises(WrongKey):
         WAL.open(disk, bytes(32), segment_bytes=SEGMENT)
