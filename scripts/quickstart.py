@@ -295,15 +295,9 @@ async def run(hosts: int, managers: int, *, keep: bool, installed_in: float) -> 
         async with Lab(hosts, kept=keep) as lab:
             timings.append((f"{hosts} hosts laid out", time.monotonic() - began))
             story = Story(lab, managers)
-            try:
-                await story.tell()
-                if not keep:
-                    await story.timed("stopped and uninstalled", story.remove)
-            except BaseException:
-                for host in lab.hosts:
-                    if host.log.exists():
-                        print(f"\n-- the end of {host.name}'s log:\n{host.last_words(8)}")
-                raise
+            await story.tell()
+            if not keep:
+                await story.timed("stopped and uninstalled", story.remove)
             timings += story.timings
             if keep:
                 print("\n" + how_to_go_on(lab))
