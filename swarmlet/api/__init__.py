@@ -10,6 +10,8 @@ The life of a call
     rights.py     decides: answer here, hand to the leader, or refuse (pure, one table)
     proxy.py      hands it on as it is: streams and upgrades, too
     services.py … one file a resource: look in the view, ask Control, write JSON
+    logs.py       the logs of a service, from every node, merged by time
+    execs.py      a process in a container, its streams over an upgraded connection
     convert_*.py  Docker's JSON to our records and back               (pure)
     backend.py    what is asked of the daemon: Protocols
 

@@ -31,6 +31,7 @@ from swarmlet.api.exchange import (
     Upgraded,
     error_response,
 )
+from swarmlet.api.exectable import ExecTable
 from swarmlet.api.proxy import forward
 from swarmlet.api.rights import Forward, Refuse, Right, Serve, decide
 from swarmlet.api.upstream import FORWARDED
@@ -95,7 +96,6 @@ NOT_BUILT = {
     "session": "BuildKit sessions are",
     "grpc": "BuildKit is",
     "auth": "registry logins are",
-    "exec": "exec is",
     "containers": "this call on containers is",
     "images": "this call on images is",
     "networks": "this call on networks is",
@@ -111,6 +111,7 @@ class Call:
     request: Request
     node: LocalNode
     params: Mapping[str, str]
+    execs: ExecTable
     masked: bool = False
 
     @property
@@ -142,6 +143,7 @@ class Router:
 
     def __init__(self, node: LocalNode, routes: Iterable[Route]) -> None:
         self._node = node
+        self._execs = ExecTable()
         self._routes = [(compile_pattern(route.pattern), route) for route in routes]
 
     async def respond(self, request: Request) -> Answer:
@@ -158,7 +160,7 @@ class Router:
         forwarded = FORWARDED in request.headers
         match decide(route.right, self._node.status, request.peer, forwarded=forwarded):
             case Serve(masked):
-                return await route.handler(Call(request, self._node, params, masked))
+                return await route.handler(Call(request, self._node, params, self._execs, masked))
             case Forward():
                 return await forward(request, self._node)
             case Refuse(status, message):

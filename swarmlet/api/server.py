@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from swarmlet.api import (
     containers,
+    execs,
     images,
     logs,
     networks,
@@ -28,6 +29,7 @@ ROUTES: tuple[Route, ...] = (
     *networks.ROUTES,
     *logs.ROUTES,
     *containers.ROUTES,
+    *execs.ROUTES,
     *images.ROUTES,
 )
 

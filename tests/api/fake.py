@@ -549,10 +549,14 @@ class Fake:
         self.unserved: list[trio.abc.Stream] = []
         self.dialled: list[trio.abc.Stream] = []
         self.listeners: list[trio.MemorySendChannel[Event]] = []
+        self._routers: dict[NodeId, Router] = {}
         self.nodes = {id_: FakeNode(self, id_) for id_ in NAMES}
 
     def router(self, node: NodeId) -> Router:
-        return Router(self.nodes[node], (*ROUTES, *self.more_routes))
+        """The node's one router: it remembers execs from call to call."""
+        if node not in self._routers:
+            self._routers[node] = Router(self.nodes[node], (*ROUTES, *self.more_routes))
+        return self._routers[node]
 
     async def open(self) -> None:
         for node in self.nodes.values():
