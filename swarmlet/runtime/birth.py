@@ -8,6 +8,7 @@ of each process that it adopted from a zygote that died.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import select
@@ -177,6 +178,8 @@ class _children_in:  # noqa: N801 (a with-statement reads it)
 
 def _be_born(theirs: socket.socket, plan_fd: int, streams: list[int], pidfd: int) -> None:
     try:
+        # A collection would touch, and so copy, every page that is shared with the zygote.
+        gc.disable()
         child.reset_signals()
         _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams])
         size = min(os.fstat(plan_fd).st_size, PLAN_BYTES_MAX)

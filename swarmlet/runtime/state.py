@@ -111,7 +111,7 @@ def write_state(folder: str, state: ContainerState) -> None:
     fresh = path.with_suffix(".new")
     fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "w") as file:
-        json.dump(value, file)
+        file.write(json.dumps(value))
     os.replace(fresh, path)
 
 

@@ -19,6 +19,7 @@ wait for one.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -204,7 +205,12 @@ class Supervisor(ContainerTable):
             return record.state.exit
         spec = record.state.spec
         if record.state.status is Status.RUNNING:
-            await self.kill(container_id, signal or spec.stop_signal)
+            try:
+                await self.kill(container_id, signal or spec.stop_signal)
+            except RuntimeFailure as failure:
+                # It may have ended by itself a moment ago.
+                if failure.errno != errno.ESRCH and record.state.exit is None:
+                    raise
             with trio.move_on_after(spec.stop_grace if grace is None else grace):
                 return await self.wait(container_id)
         await trio.to_thread.run_sync(self.driver.kill, container_id)
@@ -445,9 +451,10 @@ class Supervisor(ContainerTable):
 def _plan_file(birth: Sequence[ChildStep], launch: Sequence[ChildStep], *, wait: bool) -> int:
     """Return a descriptor with the child's plan; its pages are gone when it is closed."""
     fd = os.memfd_create("plan", os.MFD_CLOEXEC)
-    value = {"birth": wire(birth), "launch": wire(launch), "wait": wait}
+    # dumps, not dump: only the former uses the encoder in C, which is ten times as fast.
+    text = json.dumps({"birth": wire(birth), "launch": wire(launch), "wait": wait})
     with open(fd, "w", closefd=False) as file:
-        json.dump(value, file)
+        file.write(text)
     return fd
 
 

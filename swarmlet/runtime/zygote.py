@@ -37,6 +37,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import json
 import os
 import select
@@ -517,7 +518,11 @@ def main(run_dir: str) -> int:
     # CVE-2016-9962, CVE-2019-5736: until it executes something of its own, no process of a
     # container may look into a child that enters it, nor reopen our interpreter through it.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    Zygote(listener).run()
+    zygote = Zygote(listener)
+    # What is there now stays: no collection of a child or of ours looks at it again.
+    gc.collect()
+    gc.freeze()
+    zygote.run()
     return 0
 
 

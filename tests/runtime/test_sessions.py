@@ -204,6 +204,18 @@ async def test_stop_by_its_signal_then_by_force(lab: Lab) -> None:
             await supervisor.remove(name)
 
 
+async def test_stop_meets_an_end_of_its_own(lab: Lab) -> None:
+    """However the two fall together, stop returns how the container ended."""
+    async with lab.supervisor() as supervisor:
+        for number in range(10):
+            name = f"c{number}"
+            await supervisor.create(name, lab.spec("true"))
+            await supervisor.start(name)
+            status = await supervisor.stop(name)
+            assert (status.code, status.signal) in ((0, None), (143, 15))
+            await supervisor.remove(name)
+
+
 async def test_pause_freezes(lab: Lab) -> None:
     async with lab.supervisor() as supervisor:
         await supervisor.create("c", lab.spec("sh", "-c", "while :; do :; done"))
