@@ -211,7 +211,7 @@ class Elections(Replication):
             self._send_after_sync(candidate, refusal)
 
     def _receive_vote_reply(self, voter: ServerId, reply: VoteReply) -> None:
-        if reply.pre is not (self.role is Role.PRE_CANDIDATE):
+        if reply.pre != (self.role is Role.PRE_CANDIDATE):
             return  # an answer to the other kind of question
         granted = not reply.rejected
         self._trace(VoteReceived(reply.pre, voter, self.term, granted))
