@@ -70,10 +70,12 @@ class Client:
         body = None if document is None else json.dumps(document).encode()
         sent = {"Content-Type": "application/json", **(headers or {})}
         connection, answer = self._ask(method, path, body, query, sent, ANSWER_SECONDS)
+        import http.client
+
         try:
             text = answer.read()
-        except OSError as exc:
-            raise Unreachable(f"the daemon's answer broke off: {exc}; try again") from None
+        except (OSError, http.client.HTTPException) as exc:
+            raise Unreachable(f"the daemon's answer broke off ({exc!r}); try again") from None
         finally:
             connection.close()
         if not text.strip():

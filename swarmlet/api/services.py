@@ -47,6 +47,7 @@ async def list_services(call: Call) -> Answer:
 
 
 async def create_service(call: Call) -> Answer:
+    _refuse_credentials(call)
     body = await call.request.body.json()
     if isinstance(body, dict) and not body.get("Name"):
         body["Name"] = f"service-{secrets.token_hex(3)}"
@@ -61,6 +62,7 @@ async def inspect_service(call: Call) -> Answer:
 
 
 async def update_service(call: Call) -> Answer:
+    _refuse_credentials(call)
     query = call.request.query
     body = await call.request.body.json()
     service = find_service(call.view.state, call.params["id"])
@@ -89,6 +91,21 @@ async def remove_service(call: Call) -> Answer:
     service = find_service(call.view.state, call.params["id"])
     await call.control.remove_service(service.id)
     return Response(200)
+
+
+def _refuse_credentials(call: Call) -> None:
+    """`--with-registry-auth`: the nodes could not use them yet, so they are not taken."""
+    header = call.request.headers.get("x-registry-auth", "")
+    if not header:
+        return
+    from swarmlet.images.registry import decode_credentials_untrusted
+
+    if decode_credentials_untrusted(header) is not None:
+        raise ApiError(
+            501,
+            "X-Registry-Auth: handing registry credentials to the nodes is not built yet; leave "
+            "out --with-registry-auth, and pull or load the image on one node beforehand",
+        )
 
 
 def service_status(service: Service, tasks: Iterable[Task], view: View) -> dict[str, int]:

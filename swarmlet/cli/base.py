@@ -97,7 +97,9 @@ class Group(click.Group):
         self._lazy = dict(lazy or {})
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*self._lazy, *super().list_commands(ctx)]
+        if not self.commands:
+            return list(self._lazy)  # the root's table is in the order of a first day
+        return sorted([*self._lazy, *self.commands])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = cmd_name
@@ -126,7 +128,7 @@ class Group(click.Group):
             if name in self._lazy:
                 rows.append((name, self._lazy[name][1]))
             elif (command := self.commands[name]) and not command.hidden:
-                rows.append((name, command.get_short_help_str(70)))
+                rows.append((name, command.get_short_help_str(70).removesuffix(".")))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from typing import Any
 
@@ -34,6 +35,15 @@ async def test_create_answers_201_and_passes_the_request_id(api: Api) -> None:
     unnamed = {key: value for key, value in SPEC.items() if key != "Name"}
     reply = await api.call("POST", "/services/create", unnamed)
     assert reply.status == 201
+
+
+async def test_credentials_for_a_registry_are_refused_not_ignored(api: Api) -> None:
+    for document, status in ((b"{}", 201), (b'{"username":"me","password":"x"}', 501)):
+        header = base64.urlsafe_b64encode(document).decode()
+        headers = (("X-Registry-Auth", header),)
+        reply = await api.call("POST", "/services/create", SPEC, headers=headers)
+        assert reply.status == status
+    assert "leave out --with-registry-auth" in reply.message
 
 
 async def test_refusals_carry_the_path(api: Api) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pty
+import signal
 import subprocess
 import sys
 import tarfile
@@ -124,6 +125,26 @@ def test_progress_is_redrawn_on_a_terminal_and_plain_in_a_pipe(shell: Shell) -> 
         "verify: Waiting 1 second to verify that tasks are stable...",
         "verify: Service db converged",
     ]
+
+
+def test_interrupt_leaves_the_operation_to_the_swarm(shell: Shell) -> None:
+    for id_ in shell.fake.cluster.state.nodes:
+        shell.fake.cluster.set_down(id_)
+    words = [sys.executable, "-m", "swarmlet.cli.main", "-H", f"unix://{shell.folder}/h1.sock"]
+    process = subprocess.Popen(
+        [*words, "service", "create", "--name", "web", "busybox"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[2] == "1/1: no suitable node (3 nodes not available)\n"
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+    assert rest.splitlines() == [
+        "Operation continuing in background.",
+        "Use `swarmlet service ps web` to check progress.",
+    ]
+    assert process.returncode == 0
 
 
 def test_no_color_is_respected(shell: Shell) -> None:
