@@ -41,6 +41,8 @@ NEVER = -1
 #: asked to give it back (30 MB after 400 KB of text, measured).
 TRIM_BYTES_MIN = 64_000
 COMMAND_SECONDS_MAX = 30
+#: nft repeats the whole line that it refuses, which may be a map of a thousand elements.
+REASON_LENGTH_MAX = 300
 
 
 class NftError(OSError):
@@ -223,7 +225,8 @@ class _Command:
 
 def _refusal(said: str) -> NftError:
     missing = os.strerror(errno.ENOENT) in said
-    return NftError(errno.ENOENT if missing else errno.EINVAL, said.strip() or "nft failed")
+    reason = said.strip()[:REASON_LENGTH_MAX] or "nft failed"
+    return NftError(errno.ENOENT if missing else errno.EINVAL, reason)
 
 
 def _find_command() -> str | None:

@@ -186,6 +186,35 @@ async def test_frames_from_outside_of_the_cluster_are_dropped(cluster: Lab) -> N
         assert await listener.first() == b"as it should"
 
 
+async def test_neither_arp_nor_broadcasts_cross_the_underlay(cluster: Lab) -> None:
+    host = cluster.hosts[0]
+    sniffer = netns.run_in_netns(
+        host.namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    )
+    with sniffer:
+        sniffer.bind(("eth0", 3))
+        sniffer.settimeout(PATIENCE)
+        with socket_in(place(cluster, WEB[0]), socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(b"to everybody", ("10.1.0.255", PORT))
+            for nobody in range(50, 60):  # in the subnet, in no table
+                sock.sendto(b"?", (f"10.1.0.{nobody}", PORT))
+        neighbours = run_in(place(cluster, WEB[0]), "ip", "neigh")
+        assert str(WEB[1].address(SHOP)) not in neighbours, "it has yet to be asked for"
+        assert await ask_udp(place(cluster, WEB[0]), WEB[1].address(SHOP), 80)
+        seen = []
+        while not seen or seen[-1] != "answer":
+            frame = sniffer.recv(65536)
+            if frame[12:14] != b"\x08\x00" or frame[23] != socket.IPPROTO_UDP:
+                continue
+            inner = frame[14 + 20 + 8 + 8 :]
+            assert inner[12:14] != b"\x08\x06", "an ARP request"
+            assert not inner[0] & 1, "a broadcast"
+            answer = inner[26:30] == WEB[1].address(SHOP).packed
+            seen.append("answer" if answer else "question")
+        assert seen == ["question", "answer"]
+
+
 async def test_one_broken_sandbox_keeps_no_other_from_its_network(cluster: Lab) -> None:
     host = cluster.hosts[0]
     topology = wanted(cluster, host)
