@@ -89,7 +89,7 @@ def test_reader_that_stops_early_is_no_error(shell: Shell) -> None:
     assert (done.stdout, done.stderr) == ("[\n", "")
 
 
-def run_on_terminal(shell: Shell, line: str, **environment: str) -> str:
+def run_on_terminal(shell: Shell, line: str, *, code: int = 0, **environment: str) -> str:
     """Run the real program on a pseudo-terminal; return all that it wrote."""
     leader, follower = pty.openpty()
     words = [sys.executable, "-m", "swarmlet.cli.main", "-H", f"unix://{shell.folder}/h1.sock"]
@@ -106,7 +106,7 @@ def run_on_terminal(shell: Shell, line: str, **environment: str) -> str:
             break
         written += piece
     os.close(leader)
-    assert process.wait() == 0, written
+    assert process.wait() == code, written
     return written.decode()
 
 
@@ -149,10 +149,14 @@ def test_interrupt_leaves_the_operation_to_the_swarm(shell: Shell) -> None:
 
 def test_no_color_is_respected(shell: Shell) -> None:
     shell.fake.cluster.bad_images.add("nope")
-    line = "service create --replicas 1 --restart-condition on-failure --name {} --quiet -d nope"
-    run_on_terminal(shell, line.format("a"))
-    drawn = run_on_terminal(shell, "service scale a=0", NO_COLOR="1")
-    assert "\x1b[31m" not in drawn
+    line = "service create --name {} --restart-condition none nope"
+    red = "\x1b[31m"
+    # This process may run where colour is refused already.
+    drawn = run_on_terminal(shell, line.format("a"), code=1, NO_COLOR="")
+    assert f"{red}1/1: no such image: nope" in drawn
+    drawn = run_on_terminal(shell, line.format("b"), code=1, NO_COLOR="1")
+    assert "1/1: no such image: nope" in drawn
+    assert red not in drawn
 
 
 def test_service_logs_name_the_task_and_its_node(shell: Shell) -> None:
