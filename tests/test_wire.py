@@ -58,7 +58,7 @@ SAMPLES: list[Any] = [
     swim.PingReq(1, SHORT, 1 << 32, swim.State.SUSPECT),
     swim.Nack(1, True),
     swim.Alive(MemberId("a"), 1 << 32, ("10.0.0.1", 7947), b"facts"),
-    swim.Suspect(SHORT, 1 << 32, (SHORT,), True),
+    swim.Suspect(SHORT, 1 << 32, (SHORT,), list(swim.Evidence)[-1]),
     swim.Dead(SHORT, 1 << 32, SHORT),
     swim.Left(SHORT, 1 << 32),
     swim.UserEvent(4, SHORT, "deploy", b"payload"),

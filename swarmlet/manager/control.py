@@ -312,7 +312,7 @@ class Control:
                     raise ControlError(str(exc)) from exc
                 except NotLeader as exc:
                     raise Unavailable(
-                        f"this manager has no quorum or leads no more ({exc}); try again"
+                        f"the change was not made: {exc}; mend that, or try again in a moment"
                     ) from exc
                 except OutcomeUnknown as exc:
                     raise Unavailable(
