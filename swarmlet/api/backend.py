@@ -204,7 +204,7 @@ class LocalNode(Protocol):
 
     async def leave(self, *, force: bool) -> None: ...
 
-    async def dial_api(self, node: NodeId | None) -> trio.abc.HalfCloseableStream:
+    async def dial_api(self, node: NodeId | None) -> trio.abc.Stream:
         """Open an sl-api/1 stream to *node*, or to the leader. Raises Unavailable."""
         ...
 

@@ -54,6 +54,7 @@ class Membership:
     listen: str
     advertise: str
     managers: list[str] = field(default_factory=list)  # host:port, as of the join
+    follows_address: bool = False  # the address was found, not given: it may change (DHCP)
 
     @staticmethod
     def path(state_dir: Path) -> Path:

@@ -129,13 +129,18 @@ class Daemon:
                     f"the identity in {self._vault.folder} is gone: put a copy back, or run "
                     "`swarmlet leave --force` and join again"
                 )
-            await self._begin(membership, credentials)
+            await self._begin(membership, credentials, must_listen=False)
         except (BadState, DamagedIdentity, Locked, OSError) as exc:
             self._error = str(exc)
             logger.error("node not started reason=%s", exc)
 
     async def _begin(
-        self, membership: Membership, credentials: Credentials, founding: Founding | None = None
+        self,
+        membership: Membership,
+        credentials: Credentials,
+        founding: Founding | None = None,
+        *,
+        must_listen: bool = True,
     ) -> Node:
         assert self._nursery is not None
         pinner = ImagePinner(self.images, self._leadership)
@@ -153,7 +158,7 @@ class Daemon:
         self._node_gone = trio.Event()
         self.node = node
         try:
-            await self._nursery.start(self._live, node, founding)
+            await self._nursery.start(self._live, node, founding, must_listen)
         except BaseException:
             self.node = None
             raise
@@ -166,12 +171,13 @@ class Daemon:
         self,
         node: Node,
         founding: Founding | None,
+        must_listen: bool,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         try:
             with trio.CancelScope() as self._node_scope:
-                await node.run(founding=founding, task_status=task_status)
+                await node.run(founding=founding, must_listen=must_listen, task_status=task_status)
         finally:
             node.close()
             self._node_gone.set()
@@ -226,7 +232,7 @@ class Daemon:
         term = self.node.manager.term if self.node is not None and self.node.manager else None
         return term.control if term is not None else None
 
-    async def dial_api(self, node: NodeId | None) -> trio.abc.HalfCloseableStream:
+    async def dial_api(self, node: NodeId | None) -> trio.abc.Stream:
         if self.node is None:
             raise Unavailable("this node is not part of a swarm")
         return await self.node.dial_api(node)
@@ -290,7 +296,7 @@ class Daemon:
                 raise
 
     async def _init(self, request: InitRequest) -> NodeId:
-        listen, advertise = self._addresses(request.listen, request.advertise, None)
+        listen, advertise, found = self._addresses(request.listen, request.advertise, None)
         now = time.time()
         cluster = new_cluster_id()
         authority = CertificateAuthority.create(cluster, now=now)
@@ -318,7 +324,11 @@ class Daemon:
             data_path_port=request.data_path_port or self.settings.data_path_port,
         )
         membership = Membership(
-            cluster=cluster, node=node_id, listen=listen, advertise=advertise, managers=[]
+            cluster=cluster,
+            node=node_id,
+            listen=listen,
+            advertise=advertise,
+            follows_address=found,
         )
         node = await self._begin(membership, credentials, founding)
         with trio.move_on_after(FOUND_PATIENCE) as patience:
@@ -351,7 +361,9 @@ class Daemon:
             raise _bad_request(str(exc)) from exc
         if not managers:
             raise _bad_request("name the address of a manager to join: HOST:PORT")
-        listen, advertise = self._addresses(request.listen, request.advertise, managers[0][0])
+        listen, advertise, found = self._addresses(
+            request.listen, request.advertise, managers[0][0]
+        )
         key = await trio.to_thread.run_sync(self._vault.pending_key)
         _, port = parse_address(listen)
         facts = JoinFacts(
@@ -375,6 +387,7 @@ class Daemon:
             listen=listen,
             advertise=advertise,
             managers=list(dict.fromkeys([*issued.managers, *asked])),
+            follows_address=found,
         )
         await trio.to_thread.run_sync(membership.store, self.settings.state_dir)
         node = await self._begin(membership, credentials)
@@ -433,15 +446,16 @@ class Daemon:
         if self._error:
             raise Conflicting(f"this node has state of a cluster that it cannot use: {self._error}")
 
-    def _addresses(self, listen: str, advertise: str, toward: str | None) -> tuple[str, str]:
+    def _addresses(self, listen: str, advertise: str, toward: str | None) -> tuple[str, str, bool]:
+        """Where to listen, which address to tell others, and whether that one was found."""
         listen = listen or self.settings.listen
         advertise = advertise or self.settings.advertise
         try:
             _, port = parse_address(listen)
-            advertise = parse_address(advertise, port)[0] if advertise else own_address(toward)
+            address = parse_address(advertise, port)[0] if advertise else own_address(toward)
         except (ValueError, OSError) as exc:
             raise _bad_request(str(exc)) from exc
-        return listen, advertise
+        return listen, address, not advertise
 
     async def _adopt_identity(self, chain: tuple[bytes, ...], trust: TrustBundle) -> Credentials:
         def adopt() -> Credentials:

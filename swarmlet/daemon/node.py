@@ -15,6 +15,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ from swarmlet.api.exchange import Peer as ApiPeer
 from swarmlet.api.http import Respond, serve_stream
 from swarmlet.codec import BadMessage
 from swarmlet.daemon.admission import NodeAdmission
-from swarmlet.daemon.config import Membership, Settings, parse_address
+from swarmlet.daemon.config import Membership, Settings, own_address, parse_address
 from swarmlet.daemon.enrolment import ManagerEnrolment
 from swarmlet.daemon.manager import RAFT_FOLDER, Founding, Manager
 from swarmlet.identity import ClusterClock, Credentials, Vault, derive_key, open_untrusted, seal
@@ -78,6 +79,8 @@ REACH_WITHIN = 0.8
 #: How often the floor of time is written, at most: an idle disk stays idle.
 FLOOR_INTERVAL = 86_400.0
 FACTS_VERSION = 1
+#: Seconds between two tries to have the port, and between two looks at the host's address.
+LISTEN_RETRY, ADDRESS_LOOK = 1.0, 10.0
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -111,6 +114,14 @@ class _GossipStreams:
         return await self._transport.connect(
             address, Protocol.SYNC, node=member, within=DIAL_WITHIN
         )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Doors:
+    """The node's one port, open: TCP and UDP."""
+
+    listeners: list[trio.SocketListener]
+    datagrams: trio.socket.SocketType
 
 
 class Node:
@@ -245,26 +256,92 @@ class Node:
         self,
         *,
         founding: Founding | None = None,
+        must_listen: bool = True,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Be a node until cancelled. Raises OSError if the port cannot be had."""
+        """Be a node until cancelled.
+
+        With *must_listen* an OSError says that the port cannot be had. Without, a node that comes
+        back goes on without it and tries again: its address may come later (DHCP), and what is
+        assigned must run all the same.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            if must_listen:
+                doors = await self._open_doors()
+                await nursery.start(self._serve, doors)
+            else:
+                nursery.start_soon(self._serve_when_possible)
+            if self.manager is not None:
+                self.manager.founding = founding
+                await nursery.start(self.manager.run)
+                nursery.start_soon(self._recheck_forever, self.manager)
+            await nursery.start(self.renewer.run)
+            await nursery.start(self.agent.run)
+            if self._membership.follows_address:
+                nursery.start_soon(self._follow_address)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def _open_doors(self) -> _Doors:
         host, port = self._listen
         listeners = await open_listeners("" if host == "0.0.0.0" else host, port)
         datagrams = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        with datagrams:
+        try:
             await _bind(datagrams, host, port)
+        except OSError:
+            datagrams.close()
+            for listener in listeners:
+                await listener.aclose()
+            raise
+        return _Doors(listeners, datagrams)
+
+    async def _serve(
+        self, doors: _Doors, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with doors.datagrams:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await nursery.start(self.transport.serve, listeners, self._handlers())
-                if self.manager is not None:
-                    self.manager.founding = founding
-                    await nursery.start(self.manager.run)
-                    nursery.start_soon(self._recheck_forever, self.manager)
-                nursery.start_soon(self._run_gossip, datagrams)
-                await nursery.start(self.renewer.run)
-                await nursery.start(self.agent.run)
+                await nursery.start(self.transport.serve, doors.listeners, self._handlers())
+                nursery.start_soon(self._run_gossip, doors.datagrams)
                 task_status.started()
-                await trio.sleep_forever()
+
+    async def _serve_when_possible(self) -> None:
+        complained = False
+        while True:
+            try:
+                doors = await self._open_doors()
+            except OSError as exc:
+                if not complained:
+                    logger.warning("not listening, tried again every second reason=%s", exc)
+                complained = True
+                await trio.sleep(LISTEN_RETRY)
+                continue
+            logger.info("listening address=%s port=%d", *self._listen)
+            await self._serve(doors)
+
+    async def _follow_address(self) -> None:
+        """Notice another address from the DHCP server, and tell everybody."""
+        while True:
+            await trio.sleep(ADDRESS_LOOK)
+            with suppress(OSError):  # no route just now: the old address is the best guess
+                self._move(own_address(self._toward()))
+
+    def _toward(self) -> str | None:
+        """An address on the network that the other nodes are on."""
+        others = [node.address for node in self.agent.nodes().values() if node.id != self.id]
+        return next((address for address in others if address), None)
+
+    def _move(self, address: str) -> None:
+        if address == self.address:
+            return
+        logger.info("own address changed before=%s now=%s", self.address, address)
+        self._membership = dataclasses.replace(self._membership, advertise=address)
+        self._membership.store(self._settings.state_dir)
+        self.__dict__.pop("_fixed_facts", None)
+        if self.gossip is not None:
+            self.gossip.set_address((address, self.port))
+        self.agent.network.poke()
+        self.agent.link.poke()
 
     async def stop(self, *, back_in: float) -> None:
         """End in order: leadership goes to another, the leader learns how long we are away."""

@@ -21,6 +21,7 @@ from swarmlet.manager.decisions import (
     SetDesired,
     SetUpdate,
 )
+from swarmlet.manager.updater import UNDER_WAY
 from swarmlet.model import (
     Revision,
     Service,
@@ -145,13 +146,18 @@ def put_spec(
         spec_version=service.spec_version + replaces,
         virtual_addresses=allocator.virtual_addresses(spec, service),
         ports=allocator.ports(spec, service),
-        update=update if replaces else service.update,
+        update=update if replaces else _unfinished(service.update),
         updated_at=now,
     )
     if replaces:
         draft.put(_revision(service, now))
     draft.put(changed)
     return changed
+
+
+def _unfinished(status: UpdateStatus | None) -> UpdateStatus | None:
+    """An update under way goes on; of one that is over nothing is said any more, as in Docker."""
+    return status if status is not None and status.phase in UNDER_WAY else None
 
 
 def delete_service(draft: Draft, service: Service, now: float) -> None:

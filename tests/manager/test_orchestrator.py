@@ -379,6 +379,22 @@ def test_an_update_that_may_fail_goes_on() -> None:
     assert world.images(web) == []
 
 
+def test_a_change_of_scale_forgets_an_update_that_is_over_and_no_other() -> None:
+    world = World(3)
+    spec = dataclasses.replace(service_spec(replicas=3), update=rolling())
+    web = world.add_service(spec)
+    world.tick(6)
+    new = dataclasses.replace(service_spec(replicas=3, image="busybox:2"), update=rolling())
+    world.update(web, new)
+    world.tick(3)
+    world.update(web, dataclasses.replace(new, mode=Replicated(4)))
+    assert world.state.services[web].update, "it is under way: the rest is still to be replaced"
+    world.tick(60)
+    assert world.images(web) == ["busybox:2"] * 4
+    world.update(web, dataclasses.replace(new, mode=Replicated(5)))
+    assert world.state.services[web].update is None
+
+
 def test_force_update_replaces_every_task() -> None:
     world = World(3)
     web = world.add_service(dataclasses.replace(service_spec(), update=rolling()))

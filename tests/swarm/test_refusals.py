@@ -164,7 +164,7 @@ async def test_a_full_disk_stops_the_answers_and_room_brings_them_back() -> None
         # A disk of its own, as small as a state with room for little more.
         await h1.run("sh", "-c", f"cp -a {h1.state_dir} /tmp/state")
         size = await h1.run("du", "-sk", "/tmp/state")
-        kilobytes = int(size.stdout.split()[0]) + 1500
+        kilobytes = int(size.stdout.split()[0]) + 6000  # one segment of the log, and a little
         mount = f"mount -t tmpfs -o size={kilobytes}k none {h1.state_dir}"
         await h1.run("sh", "-c", f"{mount} && cp -a /tmp/state/. {h1.state_dir}/")
         await h1.start_daemon()
