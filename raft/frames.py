@@ -282,7 +282,8 @@ def judge(data: bytes, offset: int, number: int, *, sealed_to: int = 0) -> Verdi
         end = offset + (FRAME_HEADER_BYTES if kind is Kind.SEAL else frame_bytes(length))
         end = min(end, len(data))
     else:
-        end = (used + 7) // 8 * 8
+        # How long it is cannot be read, but no frame is shorter than this.
+        end = max((used + 7) // 8 * 8, offset + frame_bytes(0))
     return Verdict.TORN if _has_unwritten_piece(data, offset, end) else Verdict.ROT
 
 

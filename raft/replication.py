@@ -220,15 +220,16 @@ class Replication:
     def _receive_append_reply(self, sender: ServerId, reply: AppendReply) -> None:
         progress = self.progress[sender]
         progress.recent_active = True
+        whole_again = progress.recovering and not reply.recovering
         if reply.recovering != progress.recovering:
-            self._set_recovering(progress, reply)
+            self._set_recovering(sender, progress, reply)
         if reply.rejected:
             self._step_back(sender, progress, reply)
             return
         advanced = progress.acknowledge(reply.index)
         # A known index still shows a probing server to be caught up.
         meets = progress.match_index == reply.index and progress.pace is Pace.PROBE
-        if not advanced and not meets:
+        if not (advanced or meets or whole_again):
             return
         if progress.pace is Pace.PROBE:
             progress.replicate()
@@ -267,7 +268,7 @@ class Replication:
                 progress.probe()
             self._send_append(sender, progress)
 
-    def _set_recovering(self, progress: Progress, reply: AppendReply) -> None:
+    def _set_recovering(self, server: ServerId, progress: Progress, reply: AppendReply) -> None:
         """Stop, or start again, to count a server whose disk lost something.
 
         What it acknowledged before it noticed may be gone, so the match index falls: the one
@@ -279,10 +280,7 @@ class Replication:
             progress.probe()
             progress.next_index = (reply.hint_index if reply.rejected else reply.index) + 1
             if reply.rejected:
-                self._send_append(self._server_of(progress), progress)
-
-    def _server_of(self, progress: Progress) -> ServerId:
-        return next(server for server, other in self.progress.items() if other is progress)
+                self._send_append(server, progress)
 
     def _advance_commit(self) -> bool:
         """Commit what a majority has on disk, if it is of this term (paper section 5.4.2)."""

@@ -179,7 +179,11 @@ def stable(seed: int) -> World:
 
 
 def partial_cut(seed: int) -> World:
-    """Only the link between the leader and one follower is cut: nobody else may be disturbed."""
+    """Only the link between the leader and one follower is cut: nobody else may be disturbed.
+
+    While nothing is written the follower's log is as good as any, and only the lease of the
+    others stands in its way.
+    """
     world = World(seed=seed, servers=5, faults=Faults(delay_max=8), config=CONFIG)
     while world.leader() is None:
         world.run(100)
@@ -192,7 +196,8 @@ def partial_cut(seed: int) -> World:
     follower = rng.choice([s for s in world.servers if s != leader.server])
     world.cut = {(leader.server, follower), (follower, leader.server)}
     for _ in range(20):
-        work(world)
+        if seed % 2:
+            work(world)
         world.run(rng.randint(100, 600))
     if world.leader() is not leader or leader.raft is None or leader.raft.term != term:
         raise Violated(f"stability: {describe(leader)} was disturbed by {follower}")
