@@ -260,6 +260,7 @@ class ClusterView:
     gossip_preset: str
     data_path_port: int
     heartbeat: float
+    images: tuple[str, ...] = ()  # digests that current and previous specs name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "overlay": set(),
     "swarmlet": set(),  # __init__.py: the essay
     "swarmlet.codec": set(),
+    "swarmlet.nft": set(),
+    "swarmlet.sdnotify": set(),
+    "swarmlet.install": set(),
+    "swarmlet.uninstall": {"swarmlet.install", "swarmlet.nft"},
+    "swarmlet.doctor": {"swarmlet.nft"},
     "swarmlet.waiting": set(),
     "swarmlet.swim": set(),
     "swarmlet.runtime": set(),
@@ -53,7 +58,14 @@ MAY_IMPORT |= {
     "swarmlet.api": VOCABULARY
     | {"swarmlet.manager", "swarmlet.agent", "swarmlet.images", "swarmlet.runtime"},
     "swarmlet.api.client": {"swarmlet.model"},
-    "swarmlet.cli": {"swarmlet.api.client", "swarmlet.model"},
+    "swarmlet.cli": {
+        "swarmlet.api.client",
+        "swarmlet.model",
+        "swarmlet.doctor",
+        "swarmlet.install",
+        "swarmlet.uninstall",
+        "swarmlet.daemon",  # `swarmlet daemon` runs it
+    },
 }
 MAY_IMPORT["swarmlet.daemon"] = set(MAY_IMPORT)  # composition sees everything
 

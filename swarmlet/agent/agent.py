@@ -31,6 +31,7 @@ from swarmlet.session import (
     ManagerView,
     NetworkView,
     NodeView,
+    TaskAssignment,
     Welcome,
 )
 from swarmlet.transport import FrameStream, Peer
@@ -124,6 +125,15 @@ class Agent:
     def images_changed(self) -> None:
         """An image came or went: tell the leader who holds what."""
         self.link.poke()
+
+    @property
+    def needed_images(self) -> frozenset[str]:
+        """Digests that this node's tasks, or any spec of the cluster, need."""
+        cluster = self.cluster()
+        needed = set(cluster.images if cluster is not None else ())
+        for task in self.assignment.all(Kind.TASK, TaskAssignment):
+            needed.add(task.template.container.image.partition("@")[2])
+        return frozenset(needed)
 
     def _report(self, task: TaskId, seen: Observation) -> None:
         self.link.report(task, seen)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
 from swarmlet.agent.assignment import Assignment
+from swarmlet.codec import BadMessage
 from swarmlet.images.config import ImageConfig
 from swarmlet.images.errors import BlobNotFound, ImageError, ImageNotFound
-from swarmlet.images.reference import Digest
+from swarmlet.images.reference import Digest, parse_reference
 from swarmlet.images.store import ImageStore
 from swarmlet.images.transfer import BlobSource, BlobStream
 from swarmlet.model import NodeId
 from swarmlet.session import BlobAnswer, BlobRequest, ImageView, Kind, NodeView
-from swarmlet.transport import EndOfStream, FrameStream
+from swarmlet.transport import FrameStream
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ CHUNK_BYTES = 256 * 1024
 #: node holds it may still be on its way.
 FETCH_ATTEMPTS = 4
 FETCH_PAUSE = 1.5
+#: Seconds that a registry has for a whole image; what came stays, and the next try goes on.
+REGISTRY_PATIENCE = 600.0
 
 #: Opens a stream of sl-sync/1 to a node.
 Dial = Callable[[NodeView], Awaitable[FrameStream]]
@@ -60,7 +63,10 @@ class PeerSource:
         stream = await self._dial(self._node)
         async with stream:
             await stream.send(BlobRequest(digest, offset))
-            answer = await stream.receive()
+            try:
+                answer = await stream.receive()
+            except BadMessage as exc:
+                raise BlobNotFound(f"node {self._node.name}: {exc}") from exc
             if not isinstance(answer, BlobAnswer) or answer.size < 0:
                 error = answer.error if isinstance(answer, BlobAnswer) else "it answered nonsense"
                 raise BlobNotFound(f"node {self._node.name}: {error}")
@@ -122,26 +128,37 @@ class Images:
         return self.store.is_complete(Digest(digest))
 
     async def _fetch(self, name: str, digest: str) -> None:
-        failure: Exception | None = None
+        """Bring the image from another node, or else from its registry."""
+        failures: list[str] = []
         for attempt in range(FETCH_ATTEMPTS):
             if attempt:
                 await trio.sleep(FETCH_PAUSE)
-            sources = self._sources(digest)
-            if not sources:
-                continue
             try:
-                await self.store.fetch(Digest(digest), *sources, reference=name)
-            except (ImageError, OSError, EndOfStream) as exc:
-                failure = exc
+                await self._fetch_once(name, digest)
+            except (ImageError, OSError) as exc:
+                failures.append(str(exc))
                 continue
-            logger.info("image fetched name=%s digest=%s", name, digest)
             return
-        if failure is not None:
-            raise ImageNotFound(f"image {name} could not be fetched: {failure}") from failure
         raise ImageNotFound(
-            f"image {name} is not on this node, and no node that is up has it: import or load it "
+            f"image {name} is not on this node and could not be fetched ({failures[-1]}): load it "
             "on any node of the cluster"
         )
+
+    async def _fetch_once(self, name: str, digest: str) -> None:
+        sources = self._sources(digest)
+        if sources:
+            with suppress(BlobNotFound):
+                await self.store.fetch(Digest(digest), *sources, reference=name)
+                return
+        # Imported late: most nodes at the edge never speak to a registry.
+        from swarmlet.images.registry import Registry
+
+        reference = parse_reference(f"{name}@{digest}")
+        with trio.move_on_after(REGISTRY_PATIENCE):
+            async with Registry(reference) as registry:
+                await self.store.fetch(Digest(digest), registry, reference=name)
+            return
+        raise ImageNotFound(f"the registry of {name} did not answer in {REGISTRY_PATIENCE:g} s")
 
     def _sources(self, digest: str) -> list[BlobSource]:
         holders = self._assignment.find(Kind.IMAGE, digest, ImageView)

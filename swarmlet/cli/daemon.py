@@ -12,7 +12,6 @@ An option on the command line wins over the file, the file over the default.
 from __future__ import annotations
 
 import difflib
-import importlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,8 +117,9 @@ def daemon(config: str | None, **options: Any) -> None:
         check_settings(settings)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
-    # Looked up by name: the command line is a client and imports nothing of the daemon otherwise.
-    run = importlib.import_module("swarmlet.daemon").run
+    # The command line is a client and imports nothing of the daemon otherwise.
+    from swarmlet.daemon import run
+
     try:
         run(**settings)
     except OSError as exc:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from itertools import groupby
 from pathlib import Path
@@ -37,8 +36,8 @@ def doctor(
 
     Run it as root to try the kernel's features. Exit code 1 if something is missing.
     """
-    # What a command runs is no part of the command line, and is imported by name.
-    examination = importlib.import_module("swarmlet.doctor")
+    from swarmlet import doctor as examination
+
     findings = examination.examine(Path(state_dir), Path(run_dir), port, data_path_port)
     code: int = examination.exit_code(findings)
     shown = [finding for finding in findings if not problems or finding.fix]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import sys
 from collections.abc import Callable
@@ -47,8 +46,8 @@ def install(*, no_start: bool, force: bool, **options: str | None) -> None:
     \b
     Example: swarmlet install --advertise 10.0.0.5
     """
-    # What a command runs is no part of the command line, and is imported by name.
-    service = importlib.import_module("swarmlet.install")
+    from swarmlet import install as service
+
     words: list[str] = []
     for name, value in options.items():
         if value is not None:
@@ -72,8 +71,9 @@ def uninstall(
     The state stays, unless --purge: a later install takes it up again. Run `swarmlet leave` first,
     or the swarm goes on to list this node.
     """
-    service = importlib.import_module("swarmlet.install")
-    remover = importlib.import_module("swarmlet.uninstall")
+    from swarmlet import install as service
+    from swarmlet import uninstall as remover
+
     known = service.configured_places()
     where = replace(
         known,

@@ -52,6 +52,8 @@ from swarmlet.identity import (
     parse_token,
 )
 from swarmlet.identity import Role as CertificateRole
+from swarmlet.images.errors import ImageError
+from swarmlet.images.reference import Digest
 from swarmlet.images.store import ImageStore
 from swarmlet.manager.control import Control
 from swarmlet.manager.errors import Conflicting, ControlError, Unavailable
@@ -67,6 +69,8 @@ IDENTITY_FOLDER, IMAGES_FOLDER = "identity", "images"
 FOUND_PATIENCE = 20.0
 #: Seconds that join waits for the first session; the node goes on trying after that.
 SESSION_PATIENCE = 15.0
+#: Seconds between two looks for images that nobody needs. Writes only when there is one.
+COLLECT_INTERVAL = 3600.0
 #: How long a planned restart of the daemon is said to take.
 BACK_IN = 30.0
 
@@ -103,6 +107,7 @@ class Daemon:
             await foundation.start(self.images.run)
             await foundation.start(self.supervisor.run)
             foundation.start_soon(self.events.follow_containers, self.supervisor)
+            foundation.start_soon(self._collect_images)
             async with trio.open_nursery() as work:
                 self._nursery = work
                 await self._resume()
@@ -115,6 +120,19 @@ class Daemon:
         if self.node is not None:
             with trio.move_on_after(5.0):
                 await self.node.stop(back_in=BACK_IN)
+
+    async def _collect_images(self) -> None:
+        """Remove images that nobody named here and that no task and no spec needs any more."""
+        while True:
+            await trio.sleep(COLLECT_INTERVAL)
+            node = self.node
+            if node is None or not node.agent.link.connected:
+                continue  # what is needed is only known from a manager
+            needed = {Digest(digest) for digest in node.agent.needed_images if digest}
+            try:
+                await self.images.collect(needed)
+            except (ImageError, OSError) as exc:
+                logger.warning("images not collected reason=%s", exc)
 
     async def _resume(self) -> None:
         """Be the node again that this host was, with no manager in reach if need be."""
@@ -258,11 +276,11 @@ class Daemon:
 
     def members(self) -> Sequence[Member]:
         node = self.node
-        if node is None or node.gossip is None:
+        if node is None:
             return ()
         names = {n.id: n.name for n in node.agent.nodes().values()}
         found = []
-        for id_, view in sorted(node.gossip.members.items()):
+        for id_, view in sorted(node.neighbours.members.items()):
             is_manager = _is_manager(view.facts)
             found.append(
                 Member(

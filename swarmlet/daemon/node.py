@@ -14,16 +14,14 @@ import platform
 import random
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-import msgpack
 import trio
 
-from swarmlet import wire
 from swarmlet.agent.agent import Agent
 from swarmlet.agent.assignment import Assignment
 from swarmlet.agent.imaging import serve_blob
@@ -35,6 +33,7 @@ from swarmlet.daemon.admission import NodeAdmission
 from swarmlet.daemon.config import Membership, Settings, own_address, parse_address
 from swarmlet.daemon.enrolment import ManagerEnrolment
 from swarmlet.daemon.manager import RAFT_FOLDER, Founding, Manager
+from swarmlet.daemon.neighbours import Neighbours
 from swarmlet.identity import ClusterClock, Credentials, Vault, derive_key, open_untrusted, seal
 from swarmlet.identity import Role as CertificateRole
 from swarmlet.images.store import ImageStore
@@ -43,22 +42,17 @@ from swarmlet.manager.errors import Unavailable
 from swarmlet.manager.leadership import Leadership
 from swarmlet.model import NodeFacts, NodeId, Role, Table
 from swarmlet.runtime.supervisor import Supervisor
-from swarmlet.session import BlobRequest, ManagerView, NodeView, Reach, Welcome
+from swarmlet.session import BlobRequest, ManagerView, NodeView, Welcome
 from swarmlet.state import ClusterState
-from swarmlet.swim.config import PRESETS
-from swarmlet.swim.gossip import Gossip
-from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest
+from swarmlet.swim.messages import Ping, SyncDigest
 from swarmlet.swim.sealing import Keyring
-from swarmlet.swim.views import Reachability, Transition
 from swarmlet.transport import (
     CertificateAuthorityService,
-    ConnectFailed,
     EndOfStream,
     Framed,
     FrameStream,
     ManagerAddress,
     Peer,
-    PeerRefused,
     Protocol,
     Raw,
     Renewer,
@@ -94,26 +88,6 @@ class _JournalSeal:
 
     def open_untrusted(self, sealed: bytes, context: bytes) -> bytes:
         return open_untrusted(self._key, sealed, context)
-
-
-class _GossipCodec:
-    def encode(self, messages: object, /) -> bytes:
-        return wire.encode_many(messages)  # type: ignore[arg-type]
-
-    def decode_untrusted(self, payload: bytes, /) -> list[object]:
-        return wire.decode_many_untrusted(payload)
-
-
-class _GossipStreams:
-    """Gossip's anti-entropy over sl-sync/1."""
-
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def open(self, member: MemberId | None, address: Address) -> FrameStream:
-        return await self._transport.connect(
-            address, Protocol.SYNC, node=member, within=DIAL_WITHIN
-        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,9 +141,17 @@ class Node:
             ),
         )
         self.on_role: Callable[[], None] | None = None  # the certificate is for another role now
-        self.gossip: Gossip | None = None
-        self._gossip_started = trio.Event()
-        self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
+        self.neighbours = Neighbours(
+            node=self.id,
+            address=lambda: (self.address, self.port),
+            is_manager=self.role is Role.MANAGER,
+            journal=self.journal,
+            transport=self.transport,
+            suspect=self._suspect,
+            returned=self._returned,
+            mask=self._mask,
+            rng=rng,
+        )
         self._nursery: trio.Nursery | None = None
         self._pin_image = pin_image
         self.renewer = Renewer(
@@ -195,7 +177,7 @@ class Node:
             first_managers=self._first_managers,
             connect=self._connect_session,
             dial_sync=self._dial_sync,
-            reach=self.reach,
+            reach=self.neighbours.reach,
             assigned=self._assigned,
             welcomed=self._welcomed,
             rng=rng,
@@ -302,7 +284,7 @@ class Node:
         with doors.datagrams:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self.transport.serve, doors.listeners, self._handlers())
-                nursery.start_soon(self._run_gossip, doors.datagrams)
+                nursery.start_soon(self.neighbours.run, doors.datagrams)
                 task_status.started()
 
     async def _serve_when_possible(self) -> None:
@@ -338,8 +320,7 @@ class Node:
         self._membership = dataclasses.replace(self._membership, advertise=address)
         self._membership.store(self._settings.state_dir)
         self.__dict__.pop("_fixed_facts", None)
-        if self.gossip is not None:
-            self.gossip.set_address((address, self.port))
+        self.neighbours.moved()
         self.agent.network.poke()
         self.agent.link.poke()
 
@@ -354,8 +335,7 @@ class Node:
         """Leave the cluster for good: containers and network go, the others are told."""
         await self.agent.worker.stop_all()
         await self.agent.reconciler.remove_all()
-        if self.gossip is not None:
-            await self.gossip.leave()
+        await self.neighbours.leave()
         await self.agent.link.farewell(0.0)
 
     def close(self) -> None:
@@ -389,7 +369,7 @@ class Node:
             transport=self.transport,
             address=lambda: (self.address, self.port),
             facts=self._facts,
-            reach=self.reach,
+            reach=self.neighbours.reach,
             pin_image=self._pin_image,
             rng=self._rng,
         )
@@ -424,17 +404,8 @@ class Node:
         keys = {key.epoch: key.key for key in cluster.gossip_keys}
         if cluster.gossip_epoch in keys:
             keyring = Keyring(self.cluster_id.encode(), keys, cluster.gossip_epoch)
-            if self.gossip is None:
-                self._make_gossip(keyring, cluster.gossip_preset)
-            else:
-                self.gossip.set_keys(keyring)
-        if self.gossip is not None:
-            known = {
-                MemberId(node.id): (node.address, node.port)
-                for node in self.agent.nodes().values()
-                if node.address and node.id != self.id
-            }
-            self.gossip.set_known(known)
+            self.neighbours.set_keys(keyring, cluster.gossip_preset)
+        self.neighbours.set_known(self.agent.nodes().values())
 
     def _look_at_role(self) -> None:
         """Get the certificate of the role that the store wants of this node."""
@@ -467,104 +438,19 @@ class Node:
             found.append(ManagerView(node=NodeId(""), address=address, port=port))
         return found
 
-    # Gossip.
+    # What gossip tells.
 
-    def _make_gossip(self, keyring: Keyring, preset: str) -> None:
-        self.gossip = Gossip(
-            member=MemberId(self.id),
-            address=(self.address, self.port),
-            facts=msgpack.packb([FACTS_VERSION, self.role is Role.MANAGER]),
-            boot=self.journal.next_boot(),
-            config=PRESETS.get(preset, PRESETS["lan"]),
-            keyring=keyring,
-            codec=_GossipCodec(),  # type: ignore[arg-type]
-            streams=_GossipStreams(self.transport),
-            rng=self._rng,
-        )
-        self._gossip_started.set()
+    def _suspect(self, node: NodeId) -> None:
+        term = self.manager.term if self.manager is not None else None
+        if term is not None:
+            term.dispatcher.suspect(node)
 
-    async def _run_gossip(self, datagrams: trio.socket.SocketType) -> None:
-        await self._gossip_started.wait()
-        assert self.gossip is not None
-        with self.gossip.subscribe() as transitions:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self.gossip.run, datagrams)
-                async for transition in transitions:
-                    self._on_transition(transition)
-
-    def _on_transition(self, transition: Transition) -> None:
-        assert self.gossip is not None
-        node = NodeId(transition.member)
-        if transition.after in (State.SUSPECT, State.DEAD):
-            term = self.manager.term if self.manager is not None else None
-            if term is not None:
-                term.dispatcher.suspect(node)
-        elif transition.after is State.ALIVE and any(m.node == node for m in self.managers()):
+    def _returned(self, node: NodeId) -> None:
+        if any(manager.node == node for manager in self.managers()):
             self.agent.link.dial_now()
-        self._mask()
-        if transition.after is State.DEAD and self._nursery is not None:
-            self._nursery.start_soon(self._unmask_if_refused, node, transition.address)
 
-    def _mask(self) -> None:
-        """Take dead hosts out of the load balancers."""
-        assert self.gossip is not None
-        dead = {NodeId(m) for m, view in self.gossip.members.items() if view.state is State.DEAD}
-        self._without_daemon &= dead
-        self.agent.network.mask(dead - self._without_daemon)
-
-    async def _unmask_if_refused(self, node: NodeId, address: Address) -> None:
-        """A host that answers, and only its daemon is gone, still serves: put it back."""
-        if await self.reach(node, *address) is Reach.REFUSED:
-            self._without_daemon.add(node)
-            self._mask()
-
-    async def reach(self, node: NodeId, address: str, port: int) -> Reach:
-        """Try to reach *node* from here: by gossip's ping, and by a connection that proves it."""
-        verdicts: list[Reach] = []
-        async with trio.open_nursery() as nursery:
-
-            async def by_ping() -> None:
-                if self.gossip is None:
-                    return
-                outcome = await self.gossip.confirm(
-                    MemberId(node), (address, port), timeout=REACH_WITHIN
-                )
-                take(
-                    {
-                        Reachability.ALIVE: Reach.ALIVE,
-                        Reachability.REFUSED: Reach.REFUSED,
-                        Reachability.SILENT: Reach.SILENT,
-                    }[outcome]
-                )
-
-            async def by_connection() -> None:
-                take(await self._connect_to(node, address, port))
-
-            def take(verdict: Reach) -> None:
-                verdicts.append(verdict)
-                if verdict is Reach.ALIVE:
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(by_ping)
-            nursery.start_soon(by_connection)
-        for verdict in (Reach.ALIVE, Reach.REFUSED):
-            if verdict in verdicts:
-                return verdict
-        return Reach.SILENT
-
-    async def _connect_to(self, node: NodeId, address: str, port: int) -> Reach:
-        try:
-            stream = await self.transport.connect(
-                (address, port), Protocol.SYNC, node=node, within=REACH_WITHIN
-            )
-        except PeerRefused:
-            return Reach.ALIVE
-        except ConnectFailed as exc:
-            cause = exc.__cause__
-            refused = isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED
-            return Reach.REFUSED if refused else Reach.SILENT
-        await stream.aclose()
-        return Reach.ALIVE
+    def _mask(self, dead: Iterable[NodeId]) -> None:
+        self.agent.network.mask(dead)
 
     # Streams to and from other nodes.
 
@@ -644,8 +530,7 @@ class Node:
             case BlobRequest():
                 await serve_blob(self.agent.images.store, stream, first)
             case Ping() | SyncDigest():
-                if self.gossip is not None:
-                    await self.gossip.serve_sync(stream, first)
+                await self.neighbours.serve_sync(stream, first)
             case _:
                 raise BadMessage(f"{type(first).__name__} does not begin a sync stream")
 

@@ -7,15 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import trio
+
 from swarmlet.images.errors import BadReference, ImageError, ImageNotFound
 from swarmlet.images.reference import Reference, parse_reference
 from swarmlet.images.store import ImageStore
-from swarmlet.manager.errors import ControlError, NotFound
+from swarmlet.manager.errors import ControlError
 from swarmlet.manager.leadership import Leadership
 from swarmlet.model import NodeId
 from swarmlet.model.validation import SpecError
 
 IMAGE_PATH = "task_template.container_spec.image"
+
+
+#: Seconds that a registry has to say what a tag means.
+REGISTRY_PATIENCE = 10.0
+
+
+class NoSuchImage(ControlError):
+    status = 404
 
 
 class ImagePinner:
@@ -38,12 +48,25 @@ class ImagePinner:
             return reference.familiar
         digest = self._here(image) or self._elsewhere(reference)
         if digest is None:
-            raise NotFound(
-                "image",
-                f"{reference.familiar}: no node of this cluster has it. Load it on any node "
-                "(`swarmlet image load` or `swarmlet image import`), or correct the name; it was",
-            )
+            digest = await self._at_the_registry(reference)
         return f"{reference.tagged.familiar}@{digest}"
+
+    async def _at_the_registry(self, reference: Reference) -> str:
+        # Imported late: most clusters at the edge never speak to a registry.
+        from swarmlet.images.registry import Registry
+
+        reason = f"its registry did not answer in {REGISTRY_PATIENCE:g} s"
+        with trio.move_on_after(REGISTRY_PATIENCE):
+            try:
+                async with Registry(reference) as registry:
+                    return (await registry.resolve()).digest
+            except (ImageError, OSError) as exc:
+                reason = str(exc)
+        raise NoSuchImage(
+            f"image {reference.familiar}: no node of this cluster has it, and its registry does "
+            f"not give it ({reason}). Load it on any node with `swarmlet image load` or "
+            "`swarmlet image import`, or correct the name"
+        )
 
     def _here(self, image: str) -> str | None:
         try:

@@ -36,6 +36,7 @@ from swarmlet.session import (
     ServiceView,
     TaskAssignment,
 )
+from swarmlet.state import ClusterState
 
 Items = Mapping[ItemKey, bytes]
 
@@ -102,6 +103,7 @@ class Assignments:
             gossip_preset=cluster.spec.gossip_preset,
             data_path_port=cluster.data_path_port,
             heartbeat=cluster.spec.heartbeat,
+            images=_images_of(self._state),
         )
         items = {ItemKey(Kind.CLUSTER, cluster.id): pack(view)}
         for node in self._state.nodes.values():
@@ -177,6 +179,17 @@ class Assignments:
             return {}
         view = ImageView(digest=digest, nodes=tuple(sorted(nodes)))
         return {ItemKey(Kind.IMAGE, digest): pack(view)}
+
+
+def _images_of(state: ClusterState) -> tuple[str, ...]:
+    """Digests that some spec needs, or would need again after a roll-back: nobody collects them."""
+    templates = [revision.task for revision in state.revisions.values()]
+    for service in state.services.values():
+        templates.append(service.spec.task)
+        if service.previous_spec is not None:
+            templates.append(service.previous_spec.task)
+    digests = {template.container.image.partition("@")[2] for template in templates}
+    return tuple(sorted(digests - {""}))
 
 
 def _network_view(network: Network) -> NetworkView:
