@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -38,6 +39,7 @@ LOOPBACK = IPv4Address("127.0.0.1")
 A, B = Task("a", 0, (SHOP,), 11), Task("b", 0, (OFFICE,), 12)
 PACKETS = 10_000
 PATIENCE = 10.0
+PORTS_TRIED_MAX = 20
 
 
 @dataclass
@@ -89,14 +91,26 @@ class Upstream:
                     await send_message(stream, reply)
 
 
+async def bound_twice() -> tuple[trio.socket.SocketType, list[trio.SocketListener]]:
+    """Return a UDP socket and a TCP listener on one port of loopback that both were free."""
+    for _ in range(PORTS_TRIED_MAX):
+        udp = trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        await udp.bind((str(LOOPBACK), 0))
+        try:
+            return udp, await trio.open_tcp_listeners(udp.getsockname()[1], host=str(LOOPBACK))
+        except OSError as exc:
+            udp.close()
+            if exc.errno != errno.EADDRINUSE:  # by somebody else's TCP
+                raise
+    raise AssertionError("no port is free for both")
+
+
 @asynccontextmanager
 async def running_upstream() -> AsyncIterator[Upstream]:
-    upstream = Upstream()
-    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        await udp.bind((str(LOOPBACK), 0))
-        upstream.port = udp.getsockname()[1]
+    udp, listeners = await bound_twice()
+    upstream = Upstream(port=udp.getsockname()[1])
+    with udp:
         async with trio.open_nursery() as nursery:
-            listeners = await trio.open_tcp_listeners(upstream.port, host=str(LOOPBACK))
             nursery.start_soon(upstream.serve_udp, udp)
             nursery.start_soon(trio.serve_listeners, upstream.serve_tcp, listeners)
             yield upstream
