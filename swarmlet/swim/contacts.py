@@ -39,13 +39,11 @@ class Contacts:
     def __init__(
         self,
         *,
-        myself: MemberId,
         table: Table,
         config: Config,
         rng: random.Random,
         sequences: Iterator[int],
     ) -> None:
-        self._myself = myself
         self._table = table
         self._config = config
         self._rng = rng
@@ -65,7 +63,6 @@ class Contacts:
 
     def set_known(self, members: Sequence[tuple[MemberId, Address]]) -> None:
         self._known = dict(members[:MEMBERS_MAX])
-        self._known.pop(self._myself, None)
 
     def join(self, addresses: Sequence[Address], own: Address) -> None:
         for address in addresses:

@@ -141,9 +141,7 @@ class Swim:
             sequences=sequences,
         )
         self._relays = Relays(table=self.table, config=config, sequences=sequences)
-        self._contacts = Contacts(
-            myself=member, table=self.table, config=config, rng=rng, sequences=sequences
-        )
+        self._contacts = Contacts(table=self.table, config=config, rng=rng, sequences=sequences)
         self._user_events = UserEvents()
         self._ticks_to_gossip = rng.randint(1, config.gossip_period)
         self._recent_dead: dict[MemberId, int] = {}  # told of rumours until this tick

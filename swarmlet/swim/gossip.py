@@ -277,7 +277,6 @@ class Gossip:
 
         The packet is not authentic: a reason to ask the managers, no more.
         """
-        self._key_missing = trio.Event()
         await self._key_missing.wait()
 
     async def leave(self) -> None:
@@ -356,8 +355,6 @@ class Gossip:
     async def _receive_forever(self, own: stdlib_socket.socket) -> None:
         while True:
             await trio.lowlevel.wait_readable(own)
-            # The ticks that are due come first, so that what follows counts from now. But after
-            # a pause the packets come first: _tick sees to that.
             self._tick()
             self._drain(own)
             self._read_refusals(own)
@@ -379,28 +376,27 @@ class Gossip:
     def _tick(self) -> None:
         """Give the core the ticks that have passed.
 
-        As many as were planned, one by one: nothing is due before the last of them. More than
-        that is a pause, and becomes one Tick that says how many were missed.
+        First those in which it does nothing, so that what has come meanwhile counts from now.
+        Then, if it is time for more, all packets that have come: nobody is accused whose answer
+        waits. Then one Tick, which also says how many were missed since the planned one.
         """
         assert self._socket is not None
-        now = trio.current_time()
-        passed = int((now - self._ticked_at) / TICK + 1e-6)
+        passed = int((trio.current_time() - self._ticked_at) / TICK + 1e-6)
+        now = self._ticked_at + passed * TICK
         # CLOCK_MONOTONIC stands still while the machine is suspended.
         slept, self._suspended = _suspended() - self._suspended, _suspended()
-        if passed <= 0 and slept < SUSPEND_LEAST:
-            return
-        missed = max(0, passed - self._planned)
-        self._ticked_at += passed * TICK
-        if slept >= SUSPEND_LEAST:
-            missed += int(slept / TICK)
-        if missed:
-            self._counts["ticks_missed"] += missed
-            # What came while we slept must be heard before anybody is accused.
-            while self._drain(self._socket):
-                pass
-            self._read_refusals(self._socket)
-        for _ in range(min(passed, self._planned) - 1):
+        planned = self._planned
+        for _ in range(min(passed, planned - 1)):
+            self._ticked_at += TICK
             self._take(Tick())
+        if passed < planned and slept < SUSPEND_LEAST:
+            return
+        missed = max(0, passed - planned) + (int(slept / TICK) if slept >= SUSPEND_LEAST else 0)
+        self._counts["ticks_missed"] += missed
+        while self._drain(self._socket):
+            pass
+        self._read_refusals(self._socket)
+        self._ticked_at = now
         self._take(Tick(missed))
 
     def _drain(self, own: stdlib_socket.socket) -> bool:
@@ -425,6 +421,7 @@ class Gossip:
             self._rejected[exc.kind] += 1
             if exc.epoch > max(self._keyring.keys):
                 self._key_missing.set()
+                self._key_missing = trio.Event()
         except OldBoot as exc:
             self._rejected[exc.kind] += 1
             self._hint(exc, source)

@@ -72,7 +72,7 @@ class Probe:
     stream_over: bool = False
     helpers: frozenset[ShortId] = frozenset()
     nacks: set[ShortId] = field(default_factory=set)
-    refusals: int = 0
+    helper_refused: bool = False
 
     @property
     def unanswered_by_all(self) -> bool:
@@ -81,7 +81,7 @@ class Probe:
     @property
     def evidence(self) -> Evidence:
         # One refusal may be a firewall's between us two; that of a helper as well is none.
-        if self.refused and (self.refusals > 0 or not self.helpers):
+        if self.refused and (self.helper_refused or not self.helpers):
             return Evidence.REFUSED
         return Evidence.STALLED if self.connected else Evidence.SILENT
 
@@ -166,10 +166,10 @@ class Prober:
 
     def nacked(self, sender: ShortId, sequence: int, *, refused: bool) -> list[Outcome]:
         probe = self._probes.get(sequence)
-        if probe is None or sender not in probe.helpers or sender in probe.nacks:
+        if probe is None or sender not in probe.helpers:
             return []
         probe.nacks.add(sender)
-        probe.refusals += refused
+        probe.helper_refused |= refused
         return self._fail_if_settled(sequence, probe)
 
     def refused(self, address: Address) -> list[Outcome]:

@@ -91,6 +91,7 @@ class Group:
         self._rng = random.Random(seed)
         self.agents: dict[Address, Agent] = {}
         self.no_streams_to: set[Address] = set()
+        self.no_answer_from: set[Address] = set()
         self._sockets: list[trio.socket.SocketType] = []
 
     def close(self) -> None:
@@ -99,6 +100,8 @@ class Group:
 
     async def open(self, member: MemberId | None, address: Address) -> MemoryStream:
         await trio.lowlevel.checkpoint()
+        if address in self.no_answer_from:
+            await trio.sleep_forever()
         agent = self.agents.get(address)
         if agent is None or address in self.no_streams_to:
             raise OSError from ConnectionRefusedError(111, "Connection refused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -12,6 +13,7 @@ from swarmlet.swim.antientropy import bucket_count, bucket_of, differing, fold, 
 from swarmlet.swim.awareness import Awareness
 from swarmlet.swim.config import EDGE, FAST, LAN, PRESETS, WAN, Config, configure, ticks
 from swarmlet.swim.dissemination import RUMOURS_MAX, Budget, Queue
+from swarmlet.swim.events import Send
 from swarmlet.swim.members import MEMBERS_MAX, Member, Table, supersedes
 from swarmlet.swim.messages import (
     RECORDS_MAX,
@@ -20,10 +22,20 @@ from swarmlet.swim.messages import (
     Evidence,
     Left,
     MemberId,
+    Nack,
+    Ping,
+    PingReq,
     Record,
     ShortId,
     State,
     short_id,
+)
+from swarmlet.swim.probing import (
+    DOUBTS_MAX,
+    DOUBTS_PER_TICK,
+    RELAYS_MAX,
+    Prober,
+    Relays,
 )
 from swarmlet.swim.suspicion import Suspicion, suspicion_ticks
 from swarmlet.swim.userevents import AT_ONE_CLOCK_MAX, JUMP_MAX, WINDOW, UserEvents
@@ -224,6 +236,40 @@ def test_budget_holds_a_second_and_keeps_half_for_answers() -> None:
         budget.tick()
     assert budget.spend(1_000)
     assert not budget.spend(1)
+
+
+def test_helpers_run_so_many_pings_at_a_time() -> None:
+    table = Table(member(1_000))
+    table.put(member(1))
+    relays = Relays(table=table, config=LAN, sequences=itertools.count())
+    sent = [
+        message
+        for number in range(RELAYS_MAX + 5)
+        for action in relays.ask(HERE, PingReq(number, member(1).short, 0))
+        if isinstance(action, Send)
+        for message in action.messages
+    ]
+    assert [type(message) for message in sent] == [Ping] * RELAYS_MAX + [Nack] * 5
+
+
+def test_doubts_are_bounded_and_taken_in_turn() -> None:
+    table = Table(member(0))
+    for number in range(1, DOUBTS_MAX + 3):
+        table.put(member(number))
+    prober = Prober(
+        table=table,
+        awareness=Awareness(8),
+        config=configure("lan", {"probe_period": 10_000, "ack_timeout": 9_000}),
+        rng=random.Random(0),
+        sequences=itertools.count(),
+    )
+    for held in table:
+        prober.doubt(held.member, State.ALIVE)
+    started = 0
+    while outcomes := prober.tick():
+        assert len(outcomes) <= DOUBTS_PER_TICK
+        started += len(outcomes)
+    assert started == DOUBTS_MAX
 
 
 def test_user_events_are_bounded() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket as stdlib_socket
+from contextlib import suppress
+
 import trio
 import trio.testing
 
+from swarmlet.swim.config import TICK
 from swarmlet.swim.events import Reason
-from swarmlet.swim.messages import State
+from swarmlet.swim.messages import Ack, Alive, MemberId, Ping, State, short_id
+from swarmlet.swim.sealing import Opener, Sealer
 from swarmlet.swim.views import Reachability
-from tests.swim.group import Agent, Group, eventually, group, keyring
+from tests.swim.group import Agent, Group, PlainCodec, eventually, group, keyring
 
 
 async def start_three(members: Group) -> tuple[Agent, Agent, Agent]:
@@ -29,6 +34,20 @@ async def test_members_find_each_other(autojump_clock: trio.testing.MockClock) -
         assert (seen.address, seen.facts, seen.incarnation) == (b.address, b"two", 1 << 32)
         await trio.sleep(3)
         assert a.gossip.members[b.gossip.member].rtt is not None
+
+
+async def test_since_is_the_time_in_a_state(autojump_clock: trio.testing.MockClock) -> None:
+    async with group() as members:
+        a, b, c = await start_three(members)
+        await trio.sleep(10)
+        b.gossip.set_facts(b"other facts, same state")
+        await members.kill(c)
+        await eventually(lambda: a.state_of(c) is State.DEAD, within=5)
+        await trio.sleep(2)
+        views = a.gossip.members
+        assert views[b.gossip.member].facts
+        assert 10 < views[b.gossip.member].since < 25
+        assert 2 <= views[c.gossip.member].since < 3
 
 
 async def test_facts_reach_all(autojump_clock: trio.testing.MockClock) -> None:
@@ -208,6 +227,46 @@ async def test_pause_of_this_process_accuses_nobody(mock_clock: trio.testing.Moc
         statistics = a.gossip.statistics()
         assert (statistics.pauses, statistics.health) == (1, 7)
         assert 70 <= statistics.ticks_missed < 80, "but for the sleep that was planned"
+
+
+async def test_answer_that_waits_in_the_socket_is_heard_before_the_verdict(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """Process and answer are late together: b's Ack came while a's host was busy."""
+    async with group() as members:
+        a = await members.start("a")
+        codec, sealer = PlainCodec(), Sealer(keyring(), short_id(MemberId("b")), 1)
+        opener = Opener(keyring(), short_id(MemberId("b")))
+        with stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_DGRAM) as b:
+            b.bind(("127.0.0.1", 0))
+            b.setblocking(False)
+            members.no_answer_from.add(b.getsockname())
+            alive = Alive(MemberId("b"), 1 << 32, b.getsockname())
+            b.sendto(sealer.seal(codec.encode([alive])), a.address)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(20):
+                while (sequence := ping_in(b, opener, codec)) is None:
+                    mock_clock.jump(TICK)
+                    await trio.testing.wait_all_tasks_blocked()
+                for _ in range(9):  # to the last tick of the probe
+                    mock_clock.jump(TICK)
+                    await trio.testing.wait_all_tasks_blocked()
+                b.sendto(sealer.seal(codec.encode([Ack(sequence, 1 << 32)])), a.address)
+                mock_clock.jump(0.4)
+                await trio.testing.wait_all_tasks_blocked()
+                assert a.gossip.members[MemberId("b")].state is State.ALIVE
+
+
+def ping_in(b: stdlib_socket.socket, opener: Opener, codec: PlainCodec) -> int | None:
+    """Return the sequence of the last ping that has come to *b*."""
+    sequence = None
+    with suppress(BlockingIOError):
+        while True:
+            payload = opener.open_untrusted(b.recv(2_000)).payload
+            for message in codec.decode_untrusted(payload):
+                if isinstance(message, Ping):
+                    sequence = message.sequence
+    return sequence
 
 
 class Wakeups(trio.abc.Instrument):
