@@ -43,7 +43,7 @@ from overlay.resources import (
 from overlay.retirement import Survivors
 from overlay.rtnetlink import NETFILTER, Message, NetlinkError, NetlinkSocket
 from overlay.tables import Chain
-from overlay.topology import IPAddress, Topology
+from overlay.topology import IPAddress, IPNetwork, Topology
 
 PROC_SYS_NET = Path("/proc/sys/net")
 #: Beside the namespaces: the host's sysctls before we changed them, name=value.
@@ -356,15 +356,9 @@ class Pass:
         Raises:
             OSError: some of it could not be done.
         """
-        for namespace in [HOST, *(str(sandbox.id) for sandbox in topology.sandboxes)]:
-            self._enter(namespace)
-            with NetlinkSocket(NETFILTER) as sock:
-                conntrack.end_flows(
-                    sock,
-                    lambda flow: survivors.is_over(
-                        asked=flow.asked, backend=flow.backend, is_datagram=flow.is_datagram
-                    ),
-                )
+        for namespace, subnets in _reached(topology).items():
+            if survivors.concerned & subnets:
+                self._end_flows(namespace, survivors)
         links = [
             (str(sandbox.id), attachment.interface, attachment.network)
             for sandbox in topology.sandboxes
@@ -377,6 +371,19 @@ class Pass:
                 index = self._index(namespace, link)
                 messages = [netlink.forget_neighbour(address, index) for address in addresses]
                 self._socket(namespace).execute(messages)  # most are not there: no matter
+
+    def _end_flows(self, namespace: str, survivors: Survivors) -> None:
+        self._enter(namespace)
+        # A look takes 10 ms, however few flows there are: the table is one for all namespaces.
+        if (PROC_SYS_NET / "netfilter/nf_conntrack_count").read_text().strip() == "0":
+            return
+        with NetlinkSocket(NETFILTER) as sock:
+            conntrack.end_flows(
+                sock,
+                lambda flow: survivors.is_over(
+                    asked=flow.asked, backend=flow.backend, is_datagram=flow.is_datagram
+                ),
+            )
 
     # Namespaces.
 
@@ -434,6 +441,19 @@ def _failure(operation: Operation, error: OSError) -> Iterator[Failure]:
     tolerated = (type(operation), error.errno) in ALREADY_SO
     if not tolerated or (isinstance(operation, Create) and isinstance(operation.resource, LINKS)):
         yield Failure(operation, error.strerror or str(error))
+
+
+def _reached(topology: Topology) -> dict[str, set[IPNetwork]]:
+    """Return the subnets to whose addresses each namespace translates."""
+    subnet = {network.id: network.subnet for network in topology.networks}
+    reached = {
+        str(sandbox.id): {subnet[attachment.network] for attachment in sandbox.attachments}
+        for sandbox in topology.sandboxes
+    }
+    reached[HOST] = {topology.gateway}
+    if topology.ingress:
+        reached[HOST].add(subnet[topology.ingress.network])
+    return reached
 
 
 def _new_index() -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from overlay.rulesets import NOBODY
-from overlay.topology import IPAddress, IPNetwork, NetworkId, Sandbox, Topology
+from overlay.topology import IPAddress, IPNetwork, NetworkId, Protocol, Sandbox, Topology
 
 _NOBODY = IPv4Address(NOBODY)
 
@@ -29,6 +29,8 @@ class Survivors:
     known: frozenset[IPAddress]
     live: frozenset[IPAddress]
     moved: Mapping[NetworkId, frozenset[IPAddress]] = field(default_factory=dict)
+    #: Where a flow may be over: the subnet of what changed. The gateway's is the host's.
+    concerned: frozenset[IPNetwork] = frozenset()
 
     def is_over(self, *, asked: IPAddress, backend: IPAddress, is_datagram: bool) -> bool:
         """Whether the flow to *asked* that *backend* answers has to find another.
@@ -54,17 +56,23 @@ def survivors(old: Topology | None, new: Topology) -> Survivors | None:
         for (network, address), mac in _macs(old).items():
             if macs.get((network, address)) != mac:
                 moved.setdefault(network, set()).add(address)
-    found = Survivors(
-        subnets=_subnets(new) | (_subnets(old) if old else frozenset()),
-        known=_known(new),
-        live=_live(new),
-        moved={network: frozenset(addresses) for network, addresses in moved.items()},
-    )
-    if old and not (
-        moved or _known(old) - found.known or _live(old) - found.live or _open(new) - _open(old)
-    ):
+    subnets = _subnets(new) | (_subnets(old) if old else frozenset())
+    known, live, concerned = _known(new), _live(new), subnets
+    if old:
+        changed = (_known(old) - known) | (_live(old) - live)
+        changed |= _open_virtual_ips(new) - _open_virtual_ips(old)
+        concerned = frozenset(s for s in subnets if any(address in s for address in changed))
+        if _open_ports(new) - _open_ports(old):
+            concerned |= {new.gateway}  # the host's own clients were refused until now
+    if not moved and not concerned:
         return None
-    return found
+    return Survivors(
+        subnets=subnets,
+        known=known,
+        live=live,
+        moved={network: frozenset(addresses) for network, addresses in moved.items()},
+        concerned=concerned,
+    )
 
 
 def _subnets(topology: Topology) -> frozenset[IPNetwork]:
@@ -104,16 +112,20 @@ def _on_ingress(topology: Topology, sandbox: Sandbox) -> bool:
     return ingress is not None and any(a.network == ingress.network for a in sandbox.attachments)
 
 
-def _open(topology: Topology) -> frozenset[object]:
-    """Return the virtual IPs and published ports that have a backend."""
-    found: set[object] = {
+def _open_virtual_ips(topology: Topology) -> frozenset[IPAddress]:
+    return frozenset(
         vip.address
         for vip in topology.virtual_ips
         if any(topology.is_live(vip.network, address) for address in vip.backends)
-    }
-    if topology.ingress:
-        network = topology.ingress.network
-        for port in topology.published_ports:
-            if any(topology.is_live(network, address) for address in port.backends):
-                found.add((port.protocol, port.port, port.within))
-    return frozenset(found)
+    )
+
+
+def _open_ports(topology: Topology) -> frozenset[tuple[Protocol, int, IPNetwork | None]]:
+    if topology.ingress is None:
+        return frozenset()
+    network = topology.ingress.network
+    return frozenset(
+        (port.protocol, port.port, port.within)
+        for port in topology.published_ports
+        if any(topology.is_live(network, address) for address in port.backends)
+    )

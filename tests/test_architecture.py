@@ -84,6 +84,8 @@ PURE = {
     "raft/replication.py",
     "overlay/topology.py",
     "overlay/naming.py",
+    "overlay/tables.py",
+    "overlay/retirement.py",
     "overlay/names.py",
     "overlay/dns.py",
     "overlay/rulesets.py",
