@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 import pytest
+import trio
 
 from tests.lab import Host, eventually
 from tests.swarm.cluster import swarm
@@ -142,6 +143,40 @@ async def test_a_follower_and_a_worker_answer_what_they_may() -> None:
         assert "not a" in refused.stderr
         assert "manager" in refused.stderr
         assert await s.running("web")
+
+
+async def test_a_whole_cluster_that_loses_its_power_comes_back() -> None:
+    async with swarm(3, 0) as s:
+        await s.first.run("swarmlet", "network", "create", "-d", "overlay", "shop")
+        await s.create("web", "--replicas", "3", "--network", "shop", "--publish", "8080:80")
+        before = {task["ID"]: _addresses(task) for task in await s.running("web")}
+        async with trio.open_nursery() as nursery:
+            for host in s.hosts:
+                nursery.start_soon(host.kill)
+        for host in s.hosts:
+            await host.boot()
+            await host.start_daemon()
+        for host in s.hosts:
+            await host.wait_ready()
+        await s.wait_running("web", 3)
+        assert {task["ID"]: _addresses(task) for task in await s.running("web")} == before
+        for host in s.hosts:
+            await s.ask_until(host, {id_[:12] for id_ in before})
+
+
+async def test_a_fifth_of_all_packets_lost_is_no_reason_to_give_up_a_node() -> None:
+    async with swarm(1, 2) as s:
+        await s.create("web", "--replicas", "3", command=("sleep", "1000"))
+        before = {task["ID"]: _pid(task) for task in await s.running("web")}
+        await s.lab.lose(20)
+        for _ in range(20):
+            await trio.sleep(1)
+            nodes = await s.nodes()
+            assert all(node["Status"]["State"] != "down" for node in nodes.values())
+        await s.lab.mend()
+        await eventually(s.nodes, until=lambda nodes: all(map(_is_ready, nodes.values())))
+        await s.wait_running("web", 3)
+        assert {task["ID"]: _pid(task) for task in await s.running("web")} == before
 
 
 async def test_the_kernel_is_healed_when_somebody_takes_a_piece_away() -> None:
