@@ -71,7 +71,8 @@ def desired(topology: Topology, names: Naming, underlay_mtu_bytes: int) -> froze
 
 def overlay_mtu_bytes(underlay_mtu_bytes: int, network: Network | None = None) -> int:
     """Return the MTU of an overlay network: what fits into the underlay, or less if asked."""
-    fits = underlay_mtu_bytes - VXLAN_OVERHEAD_BYTES
+    stays_here = network is not None and not network.vni
+    fits = underlay_mtu_bytes - (0 if stays_here else VXLAN_OVERHEAD_BYTES)
     if network is None or network.mtu_bytes is None:
         return fits
     return min(fits, network.mtu_bytes)
@@ -128,6 +129,8 @@ class _Builder:
         mtu_bytes = overlay_mtu_bytes(self._underlay_mtu_bytes, network)
         underlay = self._topology.underlay
         yield from self._bridge(namespace, mtu_bytes)
+        if not network.vni:
+            return  # a network of this host alone: a bridge, and nothing that leaves it
         yield Vxlan(namespace, naming.VXLAN, network.vni, underlay.address, underlay.port)
         yield _settings(namespace, naming.VXLAN, mtu_bytes, naming.BRIDGE)
         yield PortSettings(

@@ -354,9 +354,10 @@ def _vxlan_guard(topology: Topology) -> tuple[str, ...]:
     Only for our own VNIs: another program may use the port for networks of its own. The VNI
     stands in bits 96 to 119 from the start of the UDP header (RFC 7348 section 5).
     """
-    if not topology.networks:
+    numbers = sorted(network.vni for network in topology.networks if network.vni)
+    if not numbers:
         return ()
-    vnis = ", ".join(str(vni) for vni in sorted(network.vni for network in topology.networks))
+    vnis = ", ".join(map(str, numbers))
     vteps = {endpoint.vtep for endpoint in topology.endpoints}
     if topology.ingress:
         vteps |= {gateway.vtep for gateway in topology.ingress.gateways}

@@ -66,7 +66,7 @@ class Underlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """An overlay network that this host takes part in.
+    """An overlay network that this host takes part in; with VNI 0 one of this host alone.
 
     *mtu_bytes* is the user's own choice; the measured value bounds it.
     """
@@ -80,8 +80,8 @@ class Network:
     def __post_init__(self) -> None:
         _check_id(self.id)
         _check_name(self.name)
-        if not 0 < self.vni <= VNI_MAX:
-            raise ValueError(f"network {self.name}: {self.vni} is no VNI (1 to {VNI_MAX})")
+        if not 0 <= self.vni <= VNI_MAX:
+            raise ValueError(f"network {self.name}: {self.vni} is no VNI (1 to {VNI_MAX}; 0: none)")
         if self.mtu_bytes is not None and self.mtu_bytes < MTU_BYTES_MIN:
             raise ValueError(f"network {self.name}: MTU {self.mtu_bytes} is under {MTU_BYTES_MIN}")
 
@@ -270,7 +270,7 @@ class Topology:
             raise ValueError(f"networks {unknown} are used but not in the topology")
         for what, values in (
             ("network id", [network.id for network in self.networks]),
-            ("VNI", [network.vni for network in self.networks]),
+            ("VNI", [network.vni for network in self.networks if network.vni]),
             ("sandbox id", [sandbox.id for sandbox in self.sandboxes]),
         ):
             if len(set(values)) < len(values):
