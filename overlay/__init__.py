@@ -73,7 +73,8 @@ Where we differ
 - From flannel and kube-proxy: nothing is learned from misses, and tables are compared with the
   kernel rather than assumed.
 - From our design's first draft: netlink and DNS messages are our own few hundred lines. pyroute2
-  costs 12 MB and 30 times the time (rtnetlink.py), dnslib can be brought down by a packet (dns.py).
+  costs 12 MB and ten times the time (rtnetlink.py); dnslib can be brought down by one packet
+  (dns.py).
 
 What is left out
 ================
@@ -94,6 +95,8 @@ Use
     await reconciler.converge(topology)        # the task's namespace: run_dir/netns/<sandbox id>
     resolver.update(views(topology))
     await resolver.wait_serving([sandbox_id])  # now the task may start
+
+A network with VNI 0 stays on this host: the same bridge, without a VXLAN device.
 
 When a host leaves: stop run(), then `await reconciler.remove_all()`.
 """

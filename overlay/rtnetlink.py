@@ -7,8 +7,9 @@ that its thread was in when it was opened, and may be used from any thread after
     message   = length:u32 kind:u16 flags:u16 sequence:u32 port:u32 body, padded to 4
     attribute = length:u16 kind:u16 value, padded to 4            (netlink(7), RFC 3549)
 
-Why not pyroute2: measured in the daemon, importing it costs 12 MB of resident memory and 0.12 s,
-and 1,000 endpoints take 0.79 s to set and 0.17 s to read; here 0.1 MB, 0.02 s and 0.01 s.
+Why not pyroute2: measured in the daemon, importing it costs 12 MB of resident memory and 0.12 s;
+this whole package costs 1.4 MB. Setting 1,000 endpoints (two entries each) takes it 15 times as
+long as here, reading them 8 times, and each of its sockets brings an event loop of another kind.
 """
 
 from __future__ import annotations
