@@ -259,9 +259,9 @@ def disturb(world: World, rng: random.Random) -> None:
 
 
 def revive(world: World, node: Node, rng: random.Random) -> None:
+    others = world.up()
     world.restart(node)
-    if world.up():
-        world.step(node, Join((rng.choice(world.up()).address,)))
+    world.step(node, Join((rng.choice(others).address,)))
 
 
 def test_restart_is_never_taken_for_the_dead() -> None:
