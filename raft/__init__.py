@@ -26,8 +26,8 @@ The files, from the inside out
     messages quorum membership progress reads log trace config   the vocabulary and its rules
     replication elections core                                   the core: pure, no clock, no I/O
     frames records                                               what the disk holds, as bytes
-    disk wal snapshots boot                                      the disk, for one worker thread
-    proposals appending applying driver replica                  the shell, under Trio
+    disk wal scan snapshots boot                                 the disk, for one worker thread
+    proposals appending applying offload telling driver replica  the shell, under Trio
     machine                                                      what the outside must provide
 
 What always holds (paper, figure 3), and where it is made so
@@ -43,10 +43,13 @@ What always holds (paper, figure 3), and where it is made so
 
 The disk
     A write that a power cut interrupted is cut off; anything else that cannot be read is never
-    cut off, since it may have been acknowledged: the server refuses to start and says where the
-    damage is (frames.py tells the two apart). A full disk is not a failed one: nothing is
-    answered until there is room, and leadership moves on. A failed sync ends the process. A
-    server that has nothing to do writes nothing, not even its commit index.
+    cut off, since it may have been acknowledged (frames.py tells the two apart). Such a server
+    begins its log anew with what is good, and recovers: it replicates, but it neither votes nor
+    counts, until a leader has named an index that covers all it may ever have acknowledged, and
+    it holds that. If the end of the log is gone, and a vote with it, or if there are no others,
+    it refuses to start and says why. A full disk is not a failed one: nothing is answered until
+    there is room, and leadership moves on. A failed sync ends the process. A server that has
+    nothing to do writes nothing, not even its commit index.
 
 Where we differ from etcd-raft, on purpose (Config.compat turns these off for the conformance
 tests, and nothing else may)
@@ -100,8 +103,8 @@ from raft.membership import Change, ChangeKind, ServerChange, Transition
 from raft.messages import Configuration, Member, Message, Role, ServerId, SnapshotMeta
 from raft.progress import ProgressStatus
 from raft.replica import Replica
+from raft.scan import LogDamaged, LogMissing
 from raft.snapshots import SnapshotDamaged, SnapshotHeader
-from raft.wal import LogDamaged, LogMissing
 
 __all__ = [
     "EDGE",

@@ -7,21 +7,32 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raft.disk import Directory, DurableDir
 from raft.log import MemoryStorage
-from raft.membership import Change, ChangeKind, ServerChange, encode_change
+from raft.membership import (
+    Change,
+    ChangeKind,
+    InvalidChange,
+    ServerChange,
+    decode_change,
+    encode_change,
+)
 from raft.messages import CHANGE, NOBODY, Entry, HardState, ServerId, SnapshotMeta
 from raft.records import Write
+from raft.scan import Contents, LogDamaged, current_segments, segment_names
 from raft.snapshots import SnapshotDamaged, SnapshotStore
-from raft.wal import SEGMENT_BYTES, WAL, Contents, LogDamaged, segment_names
+from raft.wal import SEGMENT_BYTES, WAL
 
 logger = logging.getLogger(__name__)
 
 #: Server ids are random and positive, and fit into what every codec can carry.
 SERVER_ID_BITS = 63
+#: Begins the names of segments that an operator may want to look at.
+DAMAGED = "damaged-"
 
 
 @dataclass(slots=True)
@@ -120,25 +131,120 @@ def load(
 ) -> Booted:
     """Read a server's log and its newest good snapshot.
 
+    If they have lost something in the middle, the server starts as one that recovers: it has no
+    vote and acknowledges nothing until the others have made it whole.
+
     Raises:
         LogMissing: there is no log.
-        LogDamaged: log and snapshots together do not hold everything they should.
+        LogDamaged: they do not hold everything they should, and nobody can make them whole:
+            there are no others, or the end of the log is lost and a vote with it. Then this
+            server must be removed from the cluster, and may join as a new one.
         WrongKey: *key* is not the one they were sealed with.
     """
+    snapshots = SnapshotStore(disk, key, cluster=cluster)
+    try:
+        return _load_whole(disk, key, cluster, snapshots, segment_bytes)
+    except LogDamaged as damage:
+        logger.error("log damaged %s", damage)
+        _salvage(disk, key, snapshots, damage, segment_bytes)
+        return _load_whole(disk, key, cluster, snapshots, segment_bytes)
+
+
+def _load_whole(
+    disk: DurableDir, key: bytes, cluster: bytes, snapshots: SnapshotStore, segment_bytes: int
+) -> Booted:
+    _set_aside(disk)
     wal, contents = WAL.open(disk, key, segment_bytes=segment_bytes)
     if contents.cluster != cluster:
         raise LogDamaged("the log belongs to another cluster", contents)
     if contents.torn:
         logger.warning("log tail cut off server=%d %s", contents.server, contents.torn)
-    snapshots = SnapshotStore(disk, key, cluster=cluster)
     snapshot, state = _newest_good(snapshots, contents)
-    entries = _entries_for(snapshot, contents)
+    try:
+        entries = _entries_for(snapshot, contents)
+    except LogDamaged:
+        wal.close()
+        raise
     storage = MemoryStorage(snapshot, entries)
     hard_state = _clamped(contents.hard_state, snapshot, storage)
+    if not hard_state.recovering:
+        _forget_damage(disk)
     if snapshot is not None and contents.last_index != storage.last_index:
         # The log must say that it starts anew, or its next entry would leave a gap.
         wal.append(hard_state, [Write(snapshot=snapshot)])
     return Booted(contents.server, wal, snapshots, storage, hard_state, snapshot, state)
+
+
+def _set_aside(disk: DurableDir) -> None:
+    """Take the segments of an older log, which was begun anew, out of the way."""
+    current = set(current_segments(disk))
+    for name in segment_names(disk):
+        if name not in current:
+            disk.rename(name, f"{DAMAGED}{name}")
+
+
+def _forget_damage(disk: DurableDir) -> None:
+    """Remove what was set aside: the server is whole again."""
+    for name in disk.names():
+        if name.startswith(DAMAGED):
+            disk.remove(name)
+
+
+def _salvage(
+    disk: DurableDir,
+    key: bytes,
+    snapshots: SnapshotStore,
+    damage: LogDamaged,
+    segment_bytes: int,
+) -> None:
+    """Begin the log anew with what is known to be good, as that of a server that recovers.
+
+    Raises:
+        LogDamaged: the others cannot make this server whole.
+    """
+    contents, tail = damage.contents, damage.tail
+    if tail is None or contents.server == NOBODY:
+        raise damage
+    snapshot, _ = _newest_good(snapshots, contents)
+    try:
+        entries = _entries_for(snapshot, contents)
+    except LogDamaged:
+        entries = []
+    if not _others(contents.server, snapshot, contents.entries):
+        raise damage
+    # Nothing behind the snapshot is taken for committed: what was lost may have replaced it.
+    commit_index = snapshot.index if snapshot else 0
+    hard_state = HardState(tail.term, tail.voted_for, commit_index, recovering=True)
+    writes = [Write(snapshot=snapshot)] if snapshot else []
+    kept = tuple(entry for entry in entries if entry.index > commit_index)
+    if kept:
+        writes.append(Write(kept))
+    WAL.rebuild(
+        disk,
+        key,
+        cluster=contents.cluster,
+        server=contents.server,
+        state=(hard_state, writes),
+        segment_bytes=segment_bytes,
+    )
+    logger.error(
+        "log begun anew server=%d good_up_to=%d term=%d; no votes until a leader has made it "
+        "whole; the damaged files are kept as %s*",
+        contents.server,
+        kept[-1].index if kept else commit_index,
+        tail.term,
+        DAMAGED,
+    )
+
+
+def _others(server: ServerId, snapshot: SnapshotMeta | None, entries: list[Entry]) -> bool:
+    """Say if anybody but *server* ever took part, as far as can be read."""
+    known = set(snapshot.configuration.servers()) if snapshot else set()
+    for entry in entries:
+        if entry.kind == CHANGE:
+            with suppress(InvalidChange):
+                known |= {change.server for change in decode_change(entry.data).changes}
+    return bool(known - {server})
 
 
 def _newest_good(
@@ -161,7 +267,8 @@ def _entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entr
     entries = contents.entries
     if snapshot is None:
         if contents.snapshot is not None or (entries and entries[0].index != 1):
-            raise LogDamaged("no snapshot can be read, and the log starts behind one", contents)
+            what = "no snapshot can be read, and the log starts behind one"
+            raise LogDamaged(what, contents, contents.hard_state)
         return entries
     installed = contents.snapshot
     if installed is not None and installed.index > snapshot.index:
@@ -169,6 +276,7 @@ def _entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entr
             f"the snapshot at entry {installed.index} cannot be read, and the log before it was "
             "replaced by it",
             contents,
+            contents.hard_state,
         )
     if not entries or entries[-1].index < snapshot.index:
         return []  # a snapshot that arrived just before the log could say so
@@ -177,6 +285,7 @@ def _entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entr
         raise LogDamaged(
             f"entries {snapshot.index + 1} to {first - 1} are in no segment and no snapshot",
             contents,
+            contents.hard_state,
         )
     if first <= snapshot.index and entries[snapshot.index - first].term != snapshot.term:
         return []  # what the log holds there was never committed
@@ -191,9 +300,11 @@ def _clamped(state: HardState, snapshot: SnapshotMeta | None, storage: MemorySto
     """
     index, term = (snapshot.index, snapshot.term) if snapshot else (0, 0)
     commit_index = min(max(state.commit_index, index), storage.last_index)
+    if state.recovering:
+        commit_index = index
     if state.term < term:
-        return HardState(term, NOBODY, commit_index)
-    return HardState(state.term, state.voted_for, commit_index)
+        return HardState(term, NOBODY, commit_index, state.recovering)
+    return replace(state, commit_index=commit_index)
 
 
 __all__ = ["Booted", "bootstrap", "create", "load", "random_server"]

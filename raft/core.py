@@ -43,6 +43,7 @@ from raft.messages import (
     VoteReply,
 )
 from raft.quorum import Vote
+from raft.replication import RECOVERY
 from raft.trace import (
     AutoLeaveFailed,
     AutoLeaveProposed,
@@ -108,6 +109,7 @@ class Raft(Elections):
             )
             self.log.committed = hard_state.commit_index
             self.term, self.voted_for = hard_state.term, hard_state.voted_for
+            self.recovering = hard_state.recovering
         if applied:
             self.log.applied_to(applied)
         self._become_follower(self.term, NOBODY)
@@ -131,7 +133,7 @@ class Raft(Elections):
 
     @property
     def _hard_state(self) -> HardState:
-        return HardState(self.term, self.voted_for, self.log.committed)
+        return HardState(self.term, self.voted_for, self.log.committed, self.recovering)
 
     # Time.
     def tick(self) -> None:
@@ -225,7 +227,7 @@ class Raft(Elections):
                 self.transfer(transferee)
             case ReadReply(index=index, context=context):
                 if self.role is Role.FOLLOWER:
-                    self._read_states.append(ReadState(index, context))
+                    self._receive_read(index, context)
 
     def _receive_from_leader(
         self, leader: ServerId, message: AppendEntries | Heartbeat | InstallSnapshot
@@ -243,6 +245,12 @@ class Raft(Elections):
                 self._receive_heartbeat(leader, message)
             case InstallSnapshot():
                 self._receive_snapshot(leader, message)
+
+    def _receive_read(self, index: int, context: bytes) -> None:
+        if context == RECOVERY:
+            self.recovery_index = index
+        else:
+            self._read_states.append(ReadState(index, context))
 
     def _receive_from_follower(
         self, sender: ServerId, message: AppendReply | HeartbeatReply
@@ -484,8 +492,7 @@ class Raft(Elections):
             messages=tuple(self._messages),
             after_sync=tuple(self._after_sync),
             stored=stored,
-            must_sync=bool(entries)
-            or (hard_state.term, hard_state.voted_for) != (told.term, told.voted_for),
+            must_sync=bool(entries) or _promises(hard_state) != _promises(told),
             snapshot_wanted=self._snapshot_wanted,
         )
         self._snapshot_wanted = False
@@ -493,3 +500,8 @@ class Raft(Elections):
         self._read_states, self._messages, self._after_sync = [], [], []
         log.accept_unstable()
         return ready
+
+
+def _promises(state: HardState) -> tuple[int, ServerId, bool]:
+    """What of *state* must be on disk before anybody hears of it."""
+    return state.term, state.voted_for, state.recovering

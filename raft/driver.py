@@ -442,7 +442,8 @@ class Driver:
     def _brief(self) -> tuple[object, ...]:
         """What has changed when a status counts as changed."""
         core = self._core
-        return (core.role, core.term, core.leader, core.configuration, self._appender.disk_full)
+        disk = (self._appender.disk_full, core.recovering)
+        return (core.role, core.term, core.leader, core.configuration, disk)
 
     # Snapshots that go out.
     def _queue_snapshot(self, to: ServerId, install: InstallSnapshot) -> None:

@@ -2,20 +2,21 @@
 
 Pure. A segment is a file of fixed size, zero-filled before its first use:
 
-    header   128 bytes: magic, format, size, cluster, server, sequence, first index, frame number,
-             tag of the last frame before, id of the key, CRC
+    header   128 bytes: magic, format, size, cluster, server, sequence, first index, number of
+             the first frame, tag of the last frame before, salt, id of the key, CRC
     frames   one after another, each at a multiple of 8 bytes
     zeros
 
     frame    magic 2, kind 1, 0, body bytes 4, number 8, previous tag 8, CRC of these 4,
-             CRC of the body 4 | body | tag 16 | 0xA5 up to a multiple of 8
+             CRC of nonce and body 4 | nonce 12 | body | tag 16 | 0xA5 up to a multiple of 8
 
-Frames are numbered over all segments, and each holds the first half of the previous one's tag,
-which covers that frame's own header: a chain that shows when one is missing. Kinds:
+A body is sealed with AES-256-GCM under HKDF(key, the segment's salt), with a random nonce and
+its frame's header as associated data. (A counter would repeat when a power cut ate a frame and
+its number is used again, or when a disk image is restored.) Frames are numbered over all
+segments, and each holds the first half of the previous one's tag: a chain that shows when one is
+missing. Kinds:
 
-    SALT    16 random bytes; the frames behind it are sealed under HKDF(key, salt). Each opening
-            of the log writes one, so that no nonce repeats, not even on a restored disk image.
-    DATA    records, AES-256-GCM; nonce is the frame's number, associated data its header
+    DATA    records
     CLOSE   no more frames here: the next segment exists
     SEAL    a header alone, written into the free space when all before it is durable. It is not
             synced, and the next frame replaces it. It never crosses the end of a sector, so it
@@ -35,8 +36,9 @@ from __future__ import annotations
 import enum
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -47,13 +49,14 @@ from raft.messages import ServerId
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 16
+NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 SECTOR_BYTES: Final = 512
 
 SEGMENT_MAGIC: Final = b"RAFTWAL\0"
 SEGMENT_FORMAT: Final = 1
 SEGMENT_HEADER_BYTES: Final = 128
-_SEGMENT: Final = struct.Struct("<8sIQ16sQQQQ16s8s")
+_SEGMENT: Final = struct.Struct("<8sIQ16sQQQQ16s16s8s")
 
 FRAME_MAGIC: Final = 0x5AF7
 FRAME_HEADER_BYTES: Final = 32
@@ -64,10 +67,9 @@ PADDING: Final = b"\xa5"
 
 
 class Kind(enum.IntEnum):
-    SALT = 1
-    DATA = 2
-    CLOSE = 3
-    SEAL = 4
+    DATA = 1
+    CLOSE = 2
+    SEAL = 3
 
 
 class WrongKey(ValueError):
@@ -103,7 +105,12 @@ class SegmentHeader:
     first_index: int
     frame_number: int
     previous_tag: bytes
+    salt: bytes
     key_id: bytes
+
+    def cipher(self, key: bytes) -> AESGCM:
+        """Return what seals the frames of this segment."""
+        return derive_cipher(key, self.salt, b"wal")
 
     def pack(self) -> bytes:
         packed = _SEGMENT.pack(
@@ -116,10 +123,16 @@ class SegmentHeader:
             self.first_index,
             self.frame_number,
             self.previous_tag,
+            self.salt,
             self.key_id,
         )
         packed = packed.ljust(SEGMENT_HEADER_BYTES - _CRC.size, b"\0")
         return packed + _CRC.pack(zlib.crc32(packed))
+
+    @property
+    def begins(self) -> bool:
+        """The log starts here, whatever segments there were before."""
+        return self.frame_number == 1 and not any(self.previous_tag)
 
     @staticmethod
     def unpack(data: bytes) -> SegmentHeader | None:
@@ -143,62 +156,35 @@ class Frame:
 
 def frame_bytes(body_bytes: int) -> int:
     """Return the size of a frame with a body of that size."""
-    return (FRAME_HEADER_BYTES + body_bytes + TAG_BYTES + 7) // 8 * 8
+    return (FRAME_HEADER_BYTES + NONCE_BYTES + body_bytes + TAG_BYTES + 7) // 8 * 8
 
 
 class Chain:
-    """Where a log stands: the number and previous tag of its next frame, and the cipher.
+    """Where a log stands: the cipher, number and previous tag of its next frame."""
 
-    Without a cipher only a SALT frame can follow.
-    """
+    __slots__ = ("_cipher", "number", "tag")
 
-    __slots__ = ("_cipher", "_key", "number", "tag")
-
-    def __init__(self, key: bytes, *, number: int, tag: bytes) -> None:
-        assert len(key) == KEY_BYTES
-        self._key = key
-        self._cipher: AESGCM | None = None
+    def __init__(self, cipher: AESGCM, *, number: int, tag: bytes) -> None:
+        self._cipher = cipher
         self.number = number
         self.tag = tag
 
-    @property
-    def salted(self) -> bool:
-        return self._cipher is not None
-
-    def copy(self) -> Chain:
-        return Chain(self._key, number=self.number, tag=self.tag)
-
-    def _nonce(self) -> bytes:
-        return self.number.to_bytes(12, "big")
-
-    def salt(self, salt: bytes) -> bytes:
-        """Return a SALT frame; what follows is sealed under *salt*."""
-        assert len(salt) == SALT_BYTES
-        self._cipher = derive_cipher(self._key, salt, b"wal")
-        frame, self.tag = self._seal(Kind.SALT, salt)
+    def data(self, body: bytes, nonce: bytes) -> bytes:
+        """Return *body* as the next frame; *nonce* is random."""
+        frame, self.tag = self._seal(Kind.DATA, body, nonce)
         self.number += 1
         return frame
 
-    def data(self, body: bytes) -> bytes:
-        """Return *body* as the next frame."""
-        frame, self.tag = self._seal(Kind.DATA, body)
-        self.number += 1
-        return frame
-
-    def close(self) -> bytes:
+    def close(self, nonce: bytes) -> bytes:
         """Return the CLOSE frame for this place; the chain goes on in the next segment."""
-        return self._seal(Kind.CLOSE, b"")[0]
+        return self._seal(Kind.CLOSE, b"", nonce)[0]
 
-    def _seal(self, kind: Kind, body: bytes) -> tuple[bytes, bytes]:
-        assert self._cipher is not None, "a frame before the first salt"
+    def _seal(self, kind: Kind, body: bytes, nonce: bytes) -> tuple[bytes, bytes]:
         header = _FRAME.pack(FRAME_MAGIC, kind, 0, len(body), self.number, self.tag[:8])
-        if kind is Kind.SALT:  # the salt is no secret, and its reader has no cipher yet
-            tag = self._cipher.encrypt(self._nonce(), b"", header + body)
-        else:
-            sealed = self._cipher.encrypt(self._nonce(), body, header)
-            body, tag = sealed[:-TAG_BYTES], sealed[-TAG_BYTES:]
-        frame = header + _CRCS.pack(zlib.crc32(header), zlib.crc32(body)) + body + tag
-        return frame + PADDING * (-len(frame) % 8), tag
+        sealed = nonce + self._cipher.encrypt(nonce, body, header)
+        crcs = _CRCS.pack(zlib.crc32(header), zlib.crc32(sealed[:-TAG_BYTES]))
+        frame = header + crcs + sealed
+        return frame + PADDING * (-len(frame) % 8), sealed[-TAG_BYTES:]
 
     def mark(self, offset: int) -> bytes | None:
         """Return the SEAL for *offset*; None where it would cross the end of a sector."""
@@ -208,49 +194,77 @@ class Chain:
         return header + _CRCS.pack(zlib.crc32(header), 0)
 
     def read(self, data: bytes, offset: int) -> Frame | None:
-        """Return the frame at *offset* and step behind it; None if the right one is not there.
-
-        Raises:
-            WrongKey: a SALT frame is whole, but was sealed under another key.
-        """
+        """Return the frame at *offset* and step behind it; None if the right one is not there."""
         head = _read_header(data, offset)
-        if head is None:
+        if head is None or (head.number, head.previous) != (self.number, self.tag[:8]):
             return None
-        kind, length, number, previous, body_crc = head
-        if number != self.number or previous != self.tag[:8]:
-            return None
-        if kind is Kind.SEAL:
-            return Frame(kind, b"", offset + FRAME_HEADER_BYTES)
-        start = offset + FRAME_HEADER_BYTES
-        body, tag = data[start : start + length], data[start + length :][:TAG_BYTES]
-        if len(tag) != TAG_BYTES or zlib.crc32(body) != body_crc:
-            return None
-        opened = self._open(kind, data[offset : offset + _FRAME.size], body, tag)
+        if head.kind is Kind.SEAL:
+            return Frame(head.kind, b"", offset + FRAME_HEADER_BYTES)
+        opened = _open(data, offset, head, self._cipher)
         if opened is None:
             return None
-        if kind is not Kind.CLOSE:
+        body, tag = opened
+        if head.kind is Kind.DATA:
             self.tag = tag
             self.number += 1
-        return Frame(kind, opened, offset + frame_bytes(length))
-
-    def _open(self, kind: Kind, header: bytes, body: bytes, tag: bytes) -> bytes | None:
-        try:
-            if kind is Kind.SALT:
-                cipher = derive_cipher(self._key, body, b"wal")
-                cipher.decrypt(self._nonce(), tag, header + body)
-                self._cipher = cipher
-                return body
-            if self._cipher is None:
-                return None
-            return self._cipher.decrypt(self._nonce(), body + tag, header)
-        except InvalidTag:
-            if kind is Kind.SALT:
-                raise WrongKey("the key does not open this log") from None
-            return None
+        return Frame(head.kind, body, offset + frame_bytes(head.length))
 
 
-def _read_header(data: bytes, offset: int) -> tuple[Kind, int, int, bytes, int] | None:
-    """Return (kind, body bytes, number, previous tag, CRC of the body); None if it is bad."""
+@dataclass(frozen=True, slots=True)
+class LooseFrame:
+    """A whole frame that was found somewhere."""
+
+    kind: Kind
+    number: int
+    body: bytes
+    end: int
+
+
+def loose_frames(data: bytes, cipher: AESGCM) -> Iterator[LooseFrame]:
+    """Find the frames of a segment that are whole, wherever they stand, in order.
+
+    For a log whose chain is broken.
+    """
+    magic = FRAME_MAGIC.to_bytes(2, "little")
+    found = data.find(magic, SEGMENT_HEADER_BYTES)
+    while found >= 0:
+        after = found + 1
+        head = _read_header(data, found) if found % 8 == 0 else None
+        if head is not None and head.kind is Kind.SEAL:
+            after = found + FRAME_HEADER_BYTES
+            yield LooseFrame(head.kind, head.number, b"", after)
+        elif head is not None:
+            opened = _open(data, found, head, cipher)
+            if opened is not None:
+                after = found + frame_bytes(head.length)
+                yield LooseFrame(head.kind, head.number, opened[0], after)
+        found = data.find(magic, after)
+
+
+class _Head(NamedTuple):
+    kind: Kind
+    length: int
+    number: int
+    previous: bytes
+    crc: int
+
+
+def _open(data: bytes, offset: int, head: _Head, cipher: AESGCM) -> tuple[bytes, bytes] | None:
+    """Return body and tag of the frame at *offset*; None if they are not as they were written."""
+    start = offset + FRAME_HEADER_BYTES
+    end = start + NONCE_BYTES + head.length
+    sealed, tag = data[start:end], data[end : end + TAG_BYTES]
+    if len(tag) != TAG_BYTES or zlib.crc32(sealed) != head.crc:
+        return None
+    nonce, body = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
+    try:
+        return cipher.decrypt(nonce, body + tag, data[offset : offset + _FRAME.size]), tag
+    except InvalidTag:
+        return None
+
+
+def _read_header(data: bytes, offset: int) -> _Head | None:
+    """Return what the header at *offset* says; None if it is bad."""
     header = data[offset : offset + _FRAME.size]
     crcs = data[offset + _FRAME.size : offset + FRAME_HEADER_BYTES]
     if len(crcs) != _CRCS.size:
@@ -261,7 +275,7 @@ def _read_header(data: bytes, offset: int) -> tuple[Kind, int, int, bytes, int] 
     magic, kind, _, length, number, previous = _FRAME.unpack(header)
     if magic != FRAME_MAGIC or kind not in tuple(Kind):
         return None
-    return Kind(kind), length, number, previous, body_crc
+    return _Head(Kind(kind), length, number, previous, body_crc)
 
 
 def judge(data: bytes, offset: int, number: int, *, sealed_to: int = 0) -> Verdict:
@@ -277,9 +291,9 @@ def judge(data: bytes, offset: int, number: int, *, sealed_to: int = 0) -> Verdi
     if sealed_to:
         return Verdict.TORN
     head = _read_header(data, offset)
-    if head is not None and head[2] == number:
-        kind, length = head[:2]
-        end = offset + (FRAME_HEADER_BYTES if kind is Kind.SEAL else frame_bytes(length))
+    if head is not None and head.number == number:
+        seal = head.kind is Kind.SEAL
+        end = offset + (FRAME_HEADER_BYTES if seal else frame_bytes(head.length))
         end = min(end, len(data))
     else:
         # How long it is cannot be read, but no frame is shorter than this.
@@ -294,7 +308,7 @@ def _later_frame(data: bytes, start: int, end: int, number: int) -> bool:
     while found >= 0:
         if found % 8 == 0:
             head = _read_header(data, found)
-            if head is not None and head[2] > number:
+            if head is not None and head.number > number:
                 return True
         found = data.find(magic, found + 1, end)
     return False

@@ -112,6 +112,8 @@ class ReplicaStatus:
     configuration: Configuration
     progress: tuple[ProgressStatus, ...]  # of the followers, while this server leads
     disk_full: bool
+    #: The disk has lost something, and no leader has made it whole yet: no votes until then.
+    recovering: bool
     snapshot_index: int
     log_bytes_written: int
 

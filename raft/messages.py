@@ -41,12 +41,14 @@ class Entry:
 class HardState:
     """What must be on disk before anyone hears of it (thesis section 3.8).
 
-    *commit_index* is the exception: it may be lost, a leader tells it again.
+    *commit_index* is the exception: it may be lost, a leader tells it again. *recovering*: this
+    disk has lost something that may have been acknowledged, and is not made whole yet.
     """
 
     term: int = 0
     voted_for: ServerId = NOBODY
     commit_index: int = 0
+    recovering: bool = False
 
 
 @dataclass(frozen=True, slots=True)

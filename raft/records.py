@@ -32,7 +32,8 @@ class Write:
 
 def pack_body(hard_state: HardState, writes: Sequence[Write]) -> bytes:
     """Return the body of a frame. The hard state is in every one: rot elsewhere spares it."""
-    records: list[Any] = [[hard_state.term, hard_state.voted_for, hard_state.commit_index]]
+    h = hard_state
+    records: list[Any] = [[h.term, h.voted_for, h.commit_index, h.recovering]]
     for write in writes:
         if write.snapshot is not None:
             records.append([SNAPSHOT, *pack_snapshot(write.snapshot)])
@@ -46,8 +47,8 @@ def pack_body(hard_state: HardState, writes: Sequence[Write]) -> bytes:
 def unpack_body(body: bytes) -> tuple[HardState, list[Write]]:
     """Raises: BadRecord."""
     try:
-        (term, voted_for, commit_index, *_), *records = msgpack.unpackb(body)
-        hard_state = HardState(term, ServerId(voted_for), commit_index)
+        (term, voted_for, commit_index, recovering, *_), *records = msgpack.unpackb(body)
+        hard_state = HardState(term, ServerId(voted_for), commit_index, bool(recovering))
         return hard_state, [_unpack_record(record) for record in records]
     except (ValueError, TypeError, msgpack.UnpackException) as exc:
         raise BadRecord(f"not a frame of records: {exc}") from exc

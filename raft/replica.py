@@ -361,12 +361,13 @@ class Replica(Driver):
                 if leads and server != self.server
             ),
             disk_full=self._appender.disk_full,
+            recovering=core.recovering,
             snapshot_index=self._applier.snapshot_index,
             log_bytes_written=self._appender.wal.bytes_written,
         )
 
     async def wait_for_change(self, seen: ReplicaStatus) -> ReplicaStatus:
-        """Return the status once its role, term, leader, configuration or disk differ from *seen*.
+        """Return the status once role, term, leader, configuration or disk differ from *seen*.
 
         Indexes move with every entry and do not count.
         """
@@ -378,4 +379,5 @@ class Replica(Driver):
 
 
 def _brief_of(status: ReplicaStatus) -> tuple[object, ...]:
-    return (status.role, status.term, status.leader, status.configuration, status.disk_full)
+    s = status
+    return (s.role, s.term, s.leader, s.configuration, s.disk_full, s.recovering)

@@ -37,8 +37,10 @@ from raft.progress import Pace, Progress, Window
 from raft.reads import Reads
 from raft.trace import (
     AppendRejected,
+    LossNoticed,
     PeerUnreachable,
     ProgressDecreased,
+    Recovered,
     RejectionReceived,
     ReplicationPaused,
     SnapshotArrived,
@@ -56,6 +58,9 @@ from raft.trace import (
     TransferCaughtUp,
     UncommittedFull,
 )
+
+#: The context of the read by which a server learns what it must hold; callers use longer ones.
+RECOVERY = b""
 
 
 class Replication:
@@ -107,6 +112,10 @@ class Replication:
         self._uncommitted_bytes = 0
         self._election_elapsed = 0
         self._reads = Reads()
+        #: This server's disk has lost something: it follows, and promises nothing.
+        self.recovering = False
+        #: What it must hold before it is trusted again; None until a leader has said.
+        self.recovery_index: int | None = None
         self._read_states: list[ReadState] = []
         self._snapshot_wanted = False
         self._messages: list[Envelope] = []
@@ -221,7 +230,8 @@ class Replication:
         progress = self.progress[sender]
         progress.recent_active = True
         whole_again = progress.recovering and not reply.recovering
-        if reply.recovering != progress.recovering:
+        lost_more = reply.recovering and reply.rejected and reply.index <= progress.match_index
+        if reply.recovering != progress.recovering or lost_more:
             self._set_recovering(sender, progress, reply)
         if reply.rejected:
             self._step_back(sender, progress, reply)
@@ -299,7 +309,8 @@ class Replication:
         progress.recent_active = True
         progress.paused_probe = False
         # Lets a paused window and a probe go on, with an empty append if need be.
-        if progress.match_index < self.log.last_index or progress.pace is Pace.PROBE:
+        behind = progress.match_index < self.log.last_index or progress.pace is Pace.PROBE
+        if behind or reply.recovering:
             self._send_append(sender, progress)
         if reply.read and not reply.recovering and not self.config.lease_reads:
             self._reads.echo(sender, reply.read)
@@ -343,10 +354,14 @@ class Replication:
         if len(self._reads) >= self.config.reads_max or self.lame:
             return  # asked again, if it is still wanted
         progress = self.progress.get(requester)
-        if request.recovering and progress is not None and requester != self.server:
+        if request.recovering and progress is not None and not progress.recovering:
+            # From here on its old acknowledgements commit nothing, so that the index which it
+            # is told covers everything that they ever did.
             progress.recovering = True
             progress.match_index = 0
-            progress.probe()
+            if progress.pace is not Pace.SNAPSHOT:
+                progress.probe()
+                progress.next_index = self.log.last_index + 1
         # Until an entry of this term is committed, the leader may not know of older ones.
         if not self._committed_in_term:
             self._reads.early.append((requester, request.context))
@@ -407,15 +422,41 @@ class Replication:
             ),
         )
 
-    #: True while this server's disk is known to have lost something.
-    recovering = False
-
     def _append_reply(self, index: int) -> AppendReply:
         return AppendReply(self.term, index, recovering=self.recovering)
 
     def _receive_heartbeat(self, leader: ServerId, heartbeat: Heartbeat) -> None:
-        self.log.commit_to(heartbeat.commit_index)
+        commit_index = heartbeat.commit_index
+        if self.compat is None and commit_index > self.log.last_index:
+            self._notice_loss(commit_index)
+        if self.recovering:
+            # What the leader believes to match may have been lost with what came after it, so
+            # only appends, which look at the entry before, may commit here.
+            self._recover(leader)
+        else:
+            self.log.commit_to(commit_index)
         self._send(leader, HeartbeatReply(self.term, heartbeat.read, self.recovering))
+
+    # A disk that has lost something (FAST 2018, protocol-aware recovery).
+    def _notice_loss(self, acknowledged: int) -> None:
+        """The leader counts on entries up to *acknowledged*, and they are not here."""
+        if not self.recovering:
+            self._trace(LossNoticed(acknowledged, self.log.last_index))
+            self.recovering, self.recovery_index = True, None
+
+    def _recover(self, leader: ServerId) -> None:
+        """Ask what must be here, and go back to normal once it is.
+
+        What this server acknowledged before the loss was committed at most up to the index that
+        a leader names now. It has no vote until it holds all of that on disk.
+        """
+        if self.recovery_index is None:
+            self._send(leader, ReadRequest(RECOVERY, recovering=True))
+        elif self.log.snapshot is None:
+            whole = min(self.log.committed, self.log.offset - 1)
+            if whole >= self.recovery_index:
+                self._trace(Recovered(self.recovery_index))
+                self.recovering = False
 
     def _receive_snapshot(self, leader: ServerId, install: InstallSnapshot) -> None:
         snapshot = install.snapshot

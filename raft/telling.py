@@ -45,6 +45,16 @@ def tell(logger: logging.Logger, server: ServerId, event: t.Trace) -> None:
             logger.warning("snapshot taken for lost follower=%d", progress.server)
         case t.SnapshotRestored(index=index, term=term):
             logger.info("log replaced by snapshot server=%d index=%d term=%d", server, index, term)
+        case t.LossNoticed(acknowledged, last):
+            logger.error(
+                "disk has lost acknowledged entries server=%d from=%d to=%d; no votes until a "
+                "leader has made it whole",
+                server,
+                last + 1,
+                acknowledged,
+            )
+        case t.Recovered(index):
+            logger.info("disk made whole server=%d index=%d", server, index)
         case t.SnapshotWithoutUs(configuration):
             logger.warning("snapshot refused, not a member server=%d %s", server, configuration)
         case t.TransferStarted(term, transferee):

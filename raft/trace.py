@@ -332,6 +332,21 @@ class ProgressDecreased:
 
 
 @dataclass(frozen=True, slots=True)
+class LossNoticed:
+    """The leader counts on entries that were here once and are gone."""
+
+    acknowledged_index: int
+    last_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """All that this server may ever have acknowledged is here again."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class PeerUnreachable:
     progress: ProgressStatus
 
@@ -527,6 +542,8 @@ Trace: TypeAlias = (
     | AppendRejected
     | RejectionReceived
     | ProgressDecreased
+    | LossNoticed
+    | Recovered
     | PeerUnreachable
     | SnapshotToInactive
     | SnapshotUnavailable

@@ -13,29 +13,25 @@ changed, or segments that are missing, raise LogDamaged, and nothing is touched.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from raft.disk import DurableDir, DurableFile, create
 from raft.frames import (
-    FRAME_HEADER_BYTES,
+    NONCE_BYTES,
     SALT_BYTES,
     SEGMENT_HEADER_BYTES,
     TAG_BYTES,
     Chain,
-    Kind,
     SegmentHeader,
-    Verdict,
-    WrongKey,
     frame_bytes,
-    judge,
     key_id,
 )
 from raft.log import ENTRY_OVERHEAD_BYTES
-from raft.messages import Entry, HardState, ServerId, SnapshotMeta
-from raft.records import Write, pack_body, unpack_body
+from raft.messages import HardState, ServerId
+from raft.records import Write, pack_body
+from raft.scan import SEGMENT_NAME, Contents, Reader, Scanned, segment_names
 
 SEGMENT_BYTES: Final = 4 << 20
 #: A batch with more data than this becomes several frames, each synced.
@@ -43,69 +39,19 @@ FRAME_DATA_BYTES_MAX: Final = 1 << 20
 #: The largest entry that fits into a frame whatever else is in it.
 ENTRY_BYTES_MAX: Final = 1 << 20
 SPARE: Final = "spare"
-SEGMENT_NAME: Final = re.compile(r"wal-([0-9a-f]{8})-([0-9a-f]{16})")
 _CLOSE_BYTES: Final = frame_bytes(0)
-_START_BYTES: Final = SEGMENT_HEADER_BYTES + frame_bytes(SALT_BYTES)
-_SEGMENT_OVERHEAD_BYTES: Final = _START_BYTES + _CLOSE_BYTES
+_SEGMENT_OVERHEAD_BYTES: Final = SEGMENT_HEADER_BYTES + _CLOSE_BYTES
 _ZEROS: Final = bytes(1 << 16)
-
-
-class LogMissing(Exception):
-    """The directory holds no log: this server does not exist, or its disk was emptied."""
-
-
-class LogDamaged(Exception):
-    """The log cannot be trusted from some place on; nothing on disk was changed.
-
-    *contents* is what was read before that place.
-    """
-
-    def __init__(self, what: str, contents: Contents) -> None:
-        super().__init__(what)
-        self.contents = contents
-
-
-@dataclass(slots=True)
-class Contents:
-    """What a log holds. *entries* run without a gap; what is before them is in a snapshot."""
-
-    cluster: bytes
-    server: ServerId
-    hard_state: HardState = field(default_factory=HardState)
-    snapshot: SnapshotMeta | None = None
-    entries: list[Entry] = field(default_factory=list)
-    #: What was cut off from the end, for the log: an interrupted write, never acknowledged.
-    torn: str | None = None
-
-    @property
-    def last_index(self) -> int:
-        if self.entries:
-            return self.entries[-1].index
-        return self.snapshot.index if self.snapshot else 0
-
-    def add(self, write: Write) -> None:
-        if write.snapshot is not None:
-            self.snapshot = write.snapshot
-            self.entries = []
-        if write.entries:
-            first = write.entries[0].index
-            if self.entries and first <= self.entries[-1].index:
-                del self.entries[max(0, first - self.entries[0].index) :]
-            self.entries.extend(write.entries)
 
 
 def segment_name(sequence: int, first_index: int) -> str:
     return f"wal-{sequence:08x}-{first_index:016x}"
 
 
-def _sequence_of(name: str) -> int:
+def sequence_of(name: str) -> int:
     match = SEGMENT_NAME.fullmatch(name)
     assert match
     return int(match[1], 16)
-
-
-def segment_names(directory: DurableDir) -> list[str]:
-    return [name for name in directory.names() if SEGMENT_NAME.fullmatch(name)]
 
 
 class WAL:
@@ -116,31 +62,23 @@ class WAL:
     """
 
     def __init__(
-        self,
-        directory: DurableDir,
-        key: bytes,
-        header: SegmentHeader,
-        name: str,
-        chain: Chain,
-        *,
-        offset: int,
-        segment_bytes: int,
+        self, directory: DurableDir, key: bytes, scanned: Scanned, *, segment_bytes: int
     ) -> None:
         self._directory = directory
+        self._header = scanned.header
+        self._name = scanned.name
         self._key = key
-        self._header = header
-        self._name = name
-        self._chain = chain
-        self._offset = offset
+        self._chain = scanned.chain
+        self._offset = scanned.offset
         self._segment_bytes = segment_bytes
-        self._file: DurableFile = directory.open(name)
+        self._file: DurableFile = directory.open(scanned.name)
         self._sealed = True
-        self._highest: dict[str, int] = {name: 0}
+        self._highest = scanned.highest
         self._spare = SPARE in directory.names()
         if self._spare and directory.size(SPARE) != segment_bytes:
             directory.remove(SPARE)  # made when segments had another size
             self._spare = False
-        self.last_index = 0
+        self.last_index = scanned.contents.last_index
         self.bytes_written = 0
 
     @staticmethod
@@ -154,11 +92,49 @@ class WAL:
     ) -> None:
         """Make the empty log of a new *server*; it exists when this returns."""
         assert not segment_names(directory), "there is a log already"
-        header = SegmentHeader(
-            segment_bytes, cluster, server, 1, 1, 1, bytes(TAG_BYTES), key_id(key)
+        WAL.rebuild(
+            directory, key, cluster=cluster, server=server, state=None, segment_bytes=segment_bytes
         )
-        chain = Chain(key, number=1, tag=header.previous_tag)
-        _create_segment(directory, header, chain)
+
+    @staticmethod
+    def rebuild(
+        directory: DurableDir,
+        key: bytes,
+        *,
+        cluster: bytes,
+        server: ServerId,
+        state: tuple[HardState, Sequence[Write]] | None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """Begin the log anew, with *state* and nothing else in it, in one step.
+
+        It is the log when this returns; the segments there were before are only in the way, and
+        are for the caller to remove. A power cut leaves the old log or the new one.
+        """
+        names = segment_names(directory)
+        sequence = sequence_of(names[-1]) + 1 if names else 1
+        header = SegmentHeader(
+            segment_bytes,
+            cluster,
+            server,
+            sequence,
+            1,
+            1,
+            bytes(TAG_BYTES),
+            os.urandom(SALT_BYTES),
+            key_id(key),
+        )
+        frames: list[bytes] = []
+        if state is not None:
+            hard_state, writes = state
+            chain = Chain(header.cipher(key), number=1, tag=header.previous_tag)
+            bodies = (pack_body(hard_state, g) for g in _grouped(writes, FRAME_DATA_BYTES_MAX))
+            frames = [chain.data(body, os.urandom(NONCE_BYTES)) for body in bodies]
+        used = SEGMENT_HEADER_BYTES + sum(map(len, frames))
+        header = replace(header, segment_bytes=max(segment_bytes, used + _CLOSE_BYTES))
+        name = segment_name(sequence, 1)
+        zeros = _zeros(header.segment_bytes - used)
+        create(directory, name, [header.pack(), *frames, *zeros])
 
     @classmethod
     def open(
@@ -171,7 +147,8 @@ class WAL:
             LogDamaged: it has rotted or lost a part.
             WrongKey: *key* is not the one it was sealed with.
         """
-        return _Reader(directory, key).read(cls, segment_bytes)
+        scanned = Reader(directory, key).read()
+        return cls(directory, key, scanned, segment_bytes=segment_bytes), scanned.contents
 
     def append(self, hard_state: HardState, writes: Sequence[Write]) -> None:
         """Put *hard_state* and *writes* on disk; when this returns they are durable.
@@ -197,13 +174,9 @@ class WAL:
 
     def _append_frame(self, body: bytes) -> None:
         room = self._header.segment_bytes - self._offset - _CLOSE_BYTES
-        salt = 0 if self._chain.salted else frame_bytes(SALT_BYTES)
-        if frame_bytes(len(body)) + salt > room:
+        if frame_bytes(len(body)) > room:
             self._roll(frame_bytes(len(body)))
-        elif salt:
-            # Synced alone, so that a frame behind it always proves it whole.
-            self._write(self._chain.salt(os.urandom(SALT_BYTES)))
-        self._write(self._chain.data(body))
+        self._write(self._chain.data(body, os.urandom(NONCE_BYTES)))
 
     def _write(self, frame: bytes) -> None:
         end = self._offset + len(frame)
@@ -239,7 +212,7 @@ class WAL:
         A frame of *needed* bytes fits into it: an entry larger than our segments may come from
         a leader who has larger ones.
         """
-        chain = self._chain.copy()
+        chain = self._chain
         header = replace(
             self._header,
             segment_bytes=max(self._segment_bytes, needed + _SEGMENT_OVERHEAD_BYTES),
@@ -247,28 +220,29 @@ class WAL:
             first_index=self.last_index + 1,
             frame_number=chain.number,
             previous_tag=chain.tag,
+            salt=os.urandom(SALT_BYTES),
         )
+        name = segment_name(header.sequence, header.first_index)
         if header.segment_bytes == self._segment_bytes:
             self._make_spare()
-            start = _start_of(header, chain)
             spare = self._directory.open(SPARE)
-            spare.write(0, start)
+            spare.write(0, header.pack())
             spare.sync()
             spare.close()
-            name = segment_name(header.sequence, header.first_index)
             self._directory.rename(SPARE, name)
             self._spare = False
         else:
-            name = _create_segment(self._directory, header, chain)
-        if self._chain.salted:
-            self._file.write(self._offset, self._chain.close())
-            self._file.sync()
+            zeros = _zeros(header.segment_bytes - SEGMENT_HEADER_BYTES)
+            create(self._directory, name, [header.pack(), *zeros])
+        self._file.write(self._offset, chain.close(os.urandom(NONCE_BYTES)))
+        self._file.sync()
         self._file.close()
         self._file = self._directory.open(name)
-        self._header, self._name, self._chain = header, name, chain
-        self._offset = _START_BYTES
+        self._header, self._name = header, name
+        self._chain = Chain(header.cipher(self._key), number=chain.number, tag=chain.tag)
+        self._offset = SEGMENT_HEADER_BYTES
         self._highest[name] = 0
-        self.bytes_written += _START_BYTES + _CLOSE_BYTES
+        self.bytes_written += SEGMENT_HEADER_BYTES + _CLOSE_BYTES
 
     def _make_spare(self) -> None:
         if not self._spare:
@@ -316,136 +290,3 @@ def _zeros(size: int) -> Iterator[bytes]:
     while size > 0:
         yield _ZEROS[:size]
         size -= len(_ZEROS)
-
-
-def _start_of(header: SegmentHeader, chain: Chain) -> bytes:
-    return header.pack() + chain.salt(os.urandom(SALT_BYTES))
-
-
-def _create_segment(directory: DurableDir, header: SegmentHeader, chain: Chain) -> str:
-    start = _start_of(header, chain)
-    name = segment_name(header.sequence, header.first_index)
-    create(directory, name, [start, *_zeros(header.segment_bytes - len(start))])
-    return name
-
-
-class _Reader:
-    """Reads a log back, segment by segment."""
-
-    def __init__(self, directory: DurableDir, key: bytes) -> None:
-        self._directory = directory
-        self._key = key
-        self._contents = Contents(b"", ServerId(0))
-        self._highest: dict[str, int] = {}
-
-    def read(self, cls: type[WAL], segment_bytes: int) -> tuple[WAL, Contents]:
-        names = segment_names(self._directory)
-        if not names:
-            raise LogMissing("there is no log here")
-        chain, header, offset = None, None, 0
-        for position, name in enumerate(names):
-            last = position == len(names) - 1
-            chain, header, offset = self._read_segment(name, header, chain, last=last)
-        assert chain is not None
-        assert header is not None
-        # Fresh salt, fresh key: the numbers of frames that a power cut ate may be used again.
-        wal = cls(
-            self._directory,
-            self._key,
-            header,
-            names[-1],
-            chain.copy(),
-            offset=offset,
-            segment_bytes=segment_bytes,
-        )
-        wal._highest = self._highest
-        wal.last_index = self._contents.last_index
-        return wal, self._contents
-
-    def _damaged(self, name: str, offset: int, what: str) -> LogDamaged:
-        contents = self._contents
-        return LogDamaged(
-            f"{name} at byte {offset}: {what}; the log can be read up to entry "
-            f"{contents.last_index} of term {contents.entries[-1].term if contents.entries else 0}",
-            contents,
-        )
-
-    def _read_segment(
-        self, name: str, before: SegmentHeader | None, chain: Chain | None, *, last: bool
-    ) -> tuple[Chain, SegmentHeader, int]:
-        data = self._directory.read(name)
-        header = self._read_header(name, data, before, chain)
-        chain = Chain(self._key, number=header.frame_number, tag=header.previous_tag)
-        offset = SEGMENT_HEADER_BYTES
-        self._highest[name] = 0
-        while True:
-            frame = chain.read(data, offset)
-            if frame is None or frame.kind is Kind.SEAL:
-                self._end_segment(name, data, offset, chain, sealed=frame is not None, last=last)
-                return chain, header, offset
-            if frame.kind is Kind.CLOSE:
-                if last:
-                    raise self._damaged(name, offset, "the segments behind it are missing")
-                return chain, header, offset
-            if frame.kind is Kind.DATA:
-                self._take(name, frame.body)
-            offset = frame.end
-
-    def _read_header(
-        self, name: str, data: bytes, before: SegmentHeader | None, chain: Chain | None
-    ) -> SegmentHeader:
-        header = SegmentHeader.unpack(data)
-        if header is None:
-            raise self._damaged(name, 0, "its header has rotted")
-        if header.key_id != key_id(self._key):
-            raise WrongKey(f"{name} was sealed with another key than the one given")
-        if len(data) != header.segment_bytes:
-            raise self._damaged(name, len(data), f"it is {len(data)} bytes long")
-        contents = self._contents
-        if before is None:
-            contents.cluster, contents.server = header.cluster, header.server
-        else:
-            assert chain is not None
-            follows = (
-                header.sequence == before.sequence + 1
-                and header.previous_tag == chain.tag
-                and header.frame_number == chain.number
-                and (header.cluster, header.server) == (contents.cluster, contents.server)
-            )
-            if not follows:
-                raise self._damaged(name, 0, "it does not continue the segment before it")
-        return header
-
-    def _take(self, name: str, body: bytes) -> None:
-        hard_state, writes = unpack_body(body)
-        self._contents.hard_state = hard_state
-        for write in writes:
-            expected = self._contents.last_index + 1
-            if write.entries and self._contents.entries and write.entries[0].index > expected:
-                raise self._damaged(name, 0, f"entries before {write.entries[0].index} are missing")
-            self._contents.add(write)
-            self._highest[name] = max(self._highest[name], self._contents.last_index)
-
-    def _end_segment(
-        self, name: str, data: bytes, offset: int, chain: Chain, *, sealed: bool, last: bool
-    ) -> None:
-        """Decide what it means that no frame stands at *offset*."""
-        if not last:
-            # If the next segment goes on with this frame's number, nothing was lost here: what
-            # stands here is a CLOSE that was cut short, or was never written.
-            return
-        sealed_to = offset + FRAME_HEADER_BYTES if sealed else 0
-        verdict = judge(data, offset, chain.number, sealed_to=sealed_to)
-        if verdict is Verdict.END:
-            return
-        if verdict is Verdict.ROT:
-            raise self._damaged(name, offset, "bytes that were good once have changed")
-        used = len(data.rstrip(b"\0"))
-        self._contents.torn = (
-            f"{name} at byte {offset}: {used - offset} bytes of a write that a power cut "
-            "interrupted, never acknowledged"
-        )
-        file = self._directory.open(name)
-        file.write(offset, bytes(used - offset))
-        file.sync()
-        file.close()

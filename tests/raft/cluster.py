@@ -14,11 +14,12 @@ import trio
 
 from raft.boot import bootstrap_on, create_on
 from raft.config import LAN, Config
+from raft.frames import SegmentHeader
 from raft.machine import Committed, Outcome
 from raft.messages import Message, ServerId
 from raft.replica import Replica
+from raft.scan import segment_names
 from raft.snapshots import SnapshotHeader
-from raft.wal import WAL
 from tests.raft.disks import MemoryDisk
 
 KEY = bytes(range(32))
@@ -183,7 +184,9 @@ class Cluster:
         self.members: list[Member] = []
 
     def server_of(self, disk: MemoryDisk) -> ServerId:
-        return WAL.open(MemoryDisk({n: disk.read(n) for n in disk.names()}), KEY)[1].server
+        header = SegmentHeader.unpack(disk.read(segment_names(disk)[-1]))
+        assert header
+        return header.server
 
     async def first(self) -> Member:
         """Start the first server of a new cluster, and wait until it leads."""

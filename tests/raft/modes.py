@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from raft.config import Config
+from raft.frames import SEGMENT_HEADER_BYTES, Kind, SegmentHeader, loose_frames
 from raft.membership import Change, ChangeKind, ServerChange, Transition
 from raft.messages import Message, RequestVote, Role, ServerId
+from raft.scan import segment_names
 from tests.raft.checkers import Violated
-from tests.raft.world import Faults, Server, World
+from tests.raft.world import KEY, Faults, Server, World
 
 CONFIG = Config(applying_bytes_max=4096, message_bytes_max=2048, in_flight_messages_max=4)
 #: Milliseconds until a healed cluster must have a leader, and be at rest.
@@ -359,6 +361,39 @@ def lost_votes(seed: int) -> World:
     return world
 
 
+def rot(seed: int) -> World:
+    """Bytes rot on one server's disk at a time, in what may have been acknowledged."""
+    world = draw_faults(seed, servers=3 + 2 * (seed % 2))
+    rng = world.rng
+    for _ in range(12):
+        for _ in range(rng.randint(2, 8)):
+            work(world)
+            world.run(rng.randint(20, 600))
+        whole = all(s.raft is not None and not s.raft.recovering for s in everybody(world))
+        if whole and world.leader():
+            victim = rng.choice(everybody(world))
+            victim.crash()
+            # What it said before is not under way any more when it comes back.
+            world.run(2 * world.faults.delay_max)
+            spoil(world, victim)
+            victim.start()
+    return world
+
+
+def spoil(world: World, server: Server) -> None:
+    """Flip a bit somewhere in *server*'s log, but not in its last frame."""
+    disk = server.disk
+    name = world.rng.choice(segment_names(disk))
+    header = SegmentHeader.unpack(disk.read(name))
+    assert header
+    frames = loose_frames(disk.read(name), header.cipher(KEY))
+    ends = [frame.end for frame in frames if frame.kind is Kind.DATA]
+    if len(ends) >= 2:
+        position = world.rng.randrange(SEGMENT_HEADER_BYTES, ends[-2])
+        disk.files[name].current[position] ^= 1
+        disk.files[name].sync()
+
+
 MODES: dict[str, Callable[[int], World]] = {
     "chaos": chaos,
     "crash_at_send": crash_at_send,
@@ -371,6 +406,7 @@ MODES: dict[str, Callable[[int], World]] = {
     "swizzle": swizzle,
     "slow_disk": slow_disk,
     "lost_votes": lost_votes,
+    "rot": rot,
 }
 
 

@@ -293,6 +293,42 @@ MUTANTS = [
         "stale 0 60",
     ),
     Mutant(
+        "recovering_server_votes",
+        "elections.py",
+        "        if self.recovering:\n            return",
+        "        if False:\n            return",
+        "rot 0 100",
+    ),
+    Mutant(
+        "recovering_server_counts",
+        "replication.py",
+        "server: 0 if progress.recovering else progress.match_index",
+        "server: progress.match_index",
+        "test_core -k recovering",
+    ),
+    Mutant(
+        "recovering_server_believes_heartbeats",
+        "replication.py",
+        "        if self.recovering:\n            # What",
+        "        self.log.commit_to(min(commit_index, self.log.last_index))\n"
+        "        if self.recovering:\n            # What",
+        "test_core -k heartbeat",
+    ),
+    Mutant(
+        "damaged_log_taken_for_whole",
+        "boot.py",
+        "commit_index, recovering=True)",
+        "commit_index, recovering=False)",
+        "test_snapshots -k recovers",
+    ),
+    Mutant(
+        "forgotten_vote_forgiven",
+        "scan.py",
+        "    if state is None or last_kind is Kind.CLOSE:\n        return None",
+        "    if state is None or last_kind is Kind.CLOSE:\n        return state or HardState()",
+        "test_snapshots -k forgotten",
+    ),
+    Mutant(
         "log_not_synced",
         "wal.py",
         "        self._file.write(self._offset, frame)\n        self._file.sync()",
@@ -335,20 +371,20 @@ MUTANTS = [
         "test_wal -k half",
     ),
     Mutant(
-        "salt_used_twice",
+        "nonce_counted",
         "wal.py",
-        "            chain.copy(),\n            offset=offset,",
-        "            chain,\n            offset=offset,",
+        "self._write(self._chain.data(body, os.urandom(NONCE_BYTES)))",
+        "self._write(self._chain.data(body, self._chain.number.to_bytes(NONCE_BYTES)))",
         "test_wal -k nonce",
     ),
     Mutant(
         "segment_closed_before_the_next_exists",
         "wal.py",
-        "        chain = self._chain.copy()\n        header = replace(",
-        "        if self._chain.salted:\n"
-        "            self._file.write(self._offset, self._chain.close())\n"
-        "            self._file.sync()\n"
-        "        chain = self._chain.copy()\n        header = replace(",
+        "        chain = self._chain\n        header = replace(",
+        "        chain = self._chain\n"
+        "        self._file.write(self._offset, chain.close(os.urandom(NONCE_BYTES)))\n"
+        "        self._file.sync()\n"
+        "        header = replace(",
         "test_wal -k power_cut",
     ),
     Mutant(

@@ -16,9 +16,11 @@ from raft.messages import (
     Configuration,
     Entry,
     HardState,
+    Heartbeat,
     HeartbeatReply,
     InstallSnapshot,
     ReadReply,
+    ReadRequest,
     Ready,
     Role,
     ServerId,
@@ -201,6 +203,34 @@ def test_a_server_that_cannot_trust_its_disk_neither_votes_nor_campaigns() -> No
     raft.step(B, AppendEntries(2, 1, 1, 1, (Entry(2, 2),)))
     replies = [m for ready in drain(raft, storage) for _, m in ready.after_sync]
     assert replies == [AppendReply(2, 2, recovering=True)]
+
+
+def test_a_recovering_server_commits_nothing_on_the_word_of_a_heartbeat() -> None:
+    """The leader remembers what matched before the loss; what is here may be older than that."""
+    raft, storage = core(
+        entries=(Entry(2, 1), Entry(3, 1)), hard_state=HardState(2, NOBODY, 1, recovering=True)
+    )
+    raft.step(B, Heartbeat(2, 3))
+    asked = messages(drain(raft, storage), ReadRequest)
+    assert asked == [(B, ReadRequest(b"", recovering=True))]
+    assert raft.log.committed == 1
+    raft.step(B, ReadReply(2, 3, b""))
+    raft.step(B, AppendEntries(2, 1, 1, 3, (Entry(2, 2), Entry(3, 2))))
+    drain(raft, storage)
+    raft.step(B, Heartbeat(2, 3))
+    assert raft.log.committed == 3
+    assert not raft.recovering
+    assert drain(raft, storage)[0].hard_state == HardState(2, NOBODY, 3)
+
+
+def test_a_server_that_lacks_what_it_acknowledged_notices() -> None:
+    """Its disk is an older image: the leader counts on entries that are not here."""
+    raft, storage = core()
+    raft.step(B, Heartbeat(1, 40))
+    ready = drain(raft, storage)[0]
+    assert ready.hard_state == HardState(1, NOBODY, 1, recovering=True)
+    assert ready.must_sync
+    assert (B, HeartbeatReply(1, 0, recovering=True)) in ready.messages
 
 
 def test_acknowledgements_of_a_recovering_server_commit_nothing() -> None:

@@ -361,3 +361,51 @@ async def test_a_snapshot_without_its_state_is_not_taken_in(autojump_clock: Mock
         replica.deliver(replica.server, InstallSnapshot(9, meta))
         await trio.sleep(0.5)
         assert replica.status == before
+
+
+async def test_a_server_whose_disk_has_rotted_is_made_whole_by_the_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster(3) as c:
+        for command in numbers(20):
+            await c.propose(command)
+        await c.settled()
+        leader = await c.leader()
+        victim = (await others(c, leader))[0]
+        await victim.stop()
+        (name,) = (n for n in victim.disk.names() if n.startswith("wal-"))
+        victim.disk.files[name].current[900] ^= 1
+        await victim.start()
+        assert victim.replica.status.recovering
+        status = victim.replica.status
+        while status.recovering:
+            status = await victim.replica.wait_for_change(status)
+        assert victim.machine.commands == numbers(20)
+        # It counts again: with it there is a majority.
+        third = next(m for m in c.members if m not in (leader, victim))
+        await third.stop()
+        await c.propose(b"goes on")
+
+
+async def test_a_server_that_recovers_is_no_part_of_a_majority(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster(3) as c:
+        for command in numbers(20):
+            await c.propose(command)
+        await c.settled()
+        leader = await c.leader()
+        victim, third = await others(c, leader)
+        await third.stop()
+        await victim.stop()
+        (name,) = (n for n in victim.disk.names() if n.startswith("wal-"))
+        victim.disk.files[name].current[900] ^= 1
+        await victim.start()
+        await trio.sleep(30)
+        assert not any(m.leads for m in c.running())
+        assert victim.replica.status.recovering
+        await third.start()
+        await c.propose(b"now there is one")
+        status = victim.replica.status
+        while status.recovering:
+            status = await victim.replica.wait_for_change(status)

@@ -15,6 +15,7 @@ from raft.disk import DiskFull
 from raft.frames import WrongKey
 from raft.messages import Configuration, Entry, HardState, Member, ServerId, SnapshotMeta
 from raft.records import Write
+from raft.scan import LogDamaged
 from raft.snapshots import (
     CHUNK_BYTES,
     SnapshotDamaged,
@@ -22,7 +23,7 @@ from raft.snapshots import (
     expand_untrusted,
     snapshot_name,
 )
-from raft.wal import WAL, LogDamaged
+from raft.wal import WAL
 from tests.raft.disks import MemoryDisk, PowerCut
 
 KEY = bytes(range(32))
@@ -148,13 +149,13 @@ def test_two_files_are_kept_and_those_that_are_needed(store: SnapshotStore) -> N
 
 
 # A log and its snapshots together.
-def disk_with(entries: int, *snapshots: SnapshotMeta) -> MemoryDisk:
+def disk_with(entries: int, *snapshots: SnapshotMeta, vote: ServerId = ME) -> MemoryDisk:
     """A disk with a log of *entries* of term 2, and with the files of *snapshots*."""
     disk = MemoryDisk()
     WAL.create(disk, KEY, cluster=CLUSTER, server=ME, segment_bytes=SEGMENT)
     wal, _ = WAL.open(disk, KEY, segment_bytes=SEGMENT)
     for index in range(1, entries + 1):
-        wal.append(HardState(2, ME, index), [Write((Entry(index, 2, data=b"x" * 300),))])
+        wal.append(HardState(2, vote, index), [Write((Entry(index, 2, data=b"x" * 300),))])
     store = SnapshotStore(disk, KEY, cluster=CLUSTER)
     for snapshot in snapshots:
         store.write(snapshot, b"state at %d" % snapshot.index)
@@ -190,12 +191,78 @@ def test_without_any_good_snapshot_the_whole_log_must_be_there() -> None:
         load(disk)
 
 
-def test_a_gap_between_snapshot_and_log_is_damage() -> None:
-    disk = disk_with(60, meta(3))
+#: Of the frame that holds one of disk_with()'s entries.
+FRAME_BYTES = 392
+ALONE = Configuration(voters=(ME,))
+
+
+def with_gap(configuration: Configuration) -> MemoryDisk:
+    disk = disk_with(60, SnapshotMeta(3, 2, configuration))
     wal, _ = WAL.open(disk, KEY, segment_bytes=SEGMENT)
     wal.compact(40)
-    with pytest.raises(LogDamaged, match="in no segment and no snapshot"):
+    return disk
+
+
+def with_rot(entry: int, configuration: Configuration) -> MemoryDisk:
+    """A log of 60 entries in which the frame of *entry* has rotted; a snapshot at 3."""
+    disk = disk_with(60, SnapshotMeta(3, 2, configuration), vote=ServerId(1))
+    name = next(n for n in disk.names() if n.startswith("wal-"))
+    disk.files[name].current[128 + (entry - 1) * FRAME_BYTES + 100] ^= 1
+    return disk
+
+
+def test_a_lone_server_does_not_start_from_a_damaged_log() -> None:
+    with pytest.raises(LogDamaged, match=r"entries 4 to \d+ are in no segment"):
+        load(with_gap(ALONE))
+    with pytest.raises(LogDamaged, match="can be read up to entry 6 of term 2"):
+        load(with_rot(7, ALONE))
+
+
+def test_a_server_with_others_starts_as_one_that_recovers() -> None:
+    booted = load(with_gap(CONFIGURATION))
+    assert booted.hard_state == HardState(2, ME, 3, recovering=True)
+    assert booted.storage.last_index == 3
+
+
+def test_what_stands_before_the_damage_is_kept_and_not_taken_for_committed() -> None:
+    """And the vote at the end of the log is not forgotten."""
+    disk = with_rot(7, CONFIGURATION)
+    segments = sum(name.startswith("wal-") for name in disk.names())
+    booted = load(disk)
+    assert booted.hard_state == HardState(2, ServerId(1), 3, recovering=True)
+    assert booted.storage.last_index == 6
+    assert sum(name.startswith("damaged-") for name in disk.names()) == segments
+    # It stays so over a restart, until it is whole.
+    booted = load(disk)
+    assert booted.hard_state.recovering
+    booted.wal.append(HardState(2, ServerId(1), 5), [])
+    assert not load(disk).hard_state.recovering
+    assert not [name for name in disk.names() if name.startswith("damaged-")]
+
+
+def test_a_server_that_may_have_forgotten_a_vote_does_not_start() -> None:
+    """The last frame has rotted, or the last segment is gone: who knows what stood there."""
+    disk = disk_with(10, meta(3))
+    (name,) = (n for n in disk.names() if n.startswith("wal-"))
+    end = len(disk.read(name).rstrip(b"\0"))
+    disk.files[name].current[end - 100] ^= 1
+    with pytest.raises(LogDamaged, match="votes may be forgotten"):
         load(disk)
+    disk = disk_with(60, meta(3))
+    del disk.files[[n for n in disk.names() if n.startswith("wal-")][-1]]
+    with pytest.raises(LogDamaged, match="votes may be forgotten"):
+        load(disk)
+
+
+def test_a_power_cut_while_a_log_is_begun_anew_leaves_the_old_or_the_new_one() -> None:
+    damaged = with_rot(7, CONFIGURATION)
+    image = {name: damaged.read(name) for name in damaged.names()}
+    for cut in range(20):
+        disk = MemoryDisk(image, cut_at=cut)
+        with suppress(PowerCut):
+            load(disk)
+        for files in disk.survivors():
+            assert load(MemoryDisk(files)).hard_state == HardState(2, ServerId(1), 3, True)
 
 
 def test_a_snapshot_that_arrived_before_the_log_could_say_so_is_used() -> None:
