@@ -13,7 +13,6 @@ from pathlib import Path
 
 import trio
 
-from overlay import Reconciler, Resolver
 from swarmlet.agent.assignment import Assignment, Receiver
 from swarmlet.agent.imaging import Images
 from swarmlet.agent.journal import Journal
@@ -46,8 +45,7 @@ class Agent:
         node: NodeId,
         node_name: str,
         state_dir: Path,
-        run_dir: Path,
-        gateway_subnet: str,
+        network: HostNetwork,
         journal: Journal,
         supervisor: Supervisor,
         images: ImageStore,
@@ -71,18 +69,9 @@ class Agent:
         self._first_managers = first_managers
         self._receiver = Receiver(journal.load_assignment())
         self._storing = trio.Lock()
-        self.reconciler = Reconciler(run_dir=run_dir)
-        self.resolver = Resolver(run_dir=run_dir)
         self.images = Images(images, node, dial_sync)
-        self.network = HostNetwork(
-            own=node,
-            address=address,
-            gateway=gateway_subnet,
-            run_dir=run_dir,
-            journal=journal,
-            reconciler=self.reconciler,
-            resolver=self.resolver,
-        )
+        self.network = network
+        self._address = address
         self.worker = Worker(
             supervisor=supervisor,
             images=self.images,
@@ -113,11 +102,10 @@ class Agent:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry out the stored assignment, and look for a manager, until cancelled."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.reconciler.run)
-            await nursery.start(self.resolver.run)
+            self.network.join(self._node, self._address)
             self._spread(self.assignment)
             await self.worker.adopt(self.assignment)
-            await nursery.start(self.network.run)
+            self.network.open()
             await nursery.start(self.worker.run)
             nursery.start_soon(self.link.run)
             task_status.started()

@@ -19,7 +19,6 @@ from swarmlet.model import (
     Mount,
     MountType,
     Resources,
-    TaskTemplate,
 )
 from swarmlet.runtime import spec as oci
 from swarmlet.session import TaskAssignment
@@ -64,6 +63,7 @@ def build(
     container = template.container
     words = _words(task, host)
     hostname = _expand(container.hostname, words) or task.id[:12]
+    driver = template.log_driver or LogDriver()
     spec = oci.ContainerSpec(
         process=_process(container, image, words, hostname),
         root=oci.Root(layers=layers, readonly=container.read_only),
@@ -77,7 +77,7 @@ def build(
         seccomp=_seccomp(container.seccomp),
         stop_signal=container.stop_signal or image.stop_signal or "SIGTERM",
         stop_grace=container.stop_grace,
-        log=_log(template),
+        log=log_config(driver.name, driver.options),
         annotations=_labels(task),
     )
     oci.validate(spec)
@@ -175,12 +175,12 @@ def _mount(mount: Mount, host: Host, words: Mapping[str, str]) -> oci.Mount:
                 target=mount.target,
                 source=_expand(mount.source, words),
                 readonly=mount.read_only,
-                propagation=_PROPAGATION[mount.propagation],
+                propagation=PROPAGATION[mount.propagation],
             )
 
 
 _VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
-_PROPAGATION: Mapping[str, Literal["private", "slave", "shared"]] = {
+PROPAGATION: Mapping[str, Literal["private", "slave", "shared"]] = {
     "": "private",
     "rprivate": "private",
     "private": "private",
@@ -212,11 +212,11 @@ def _seccomp(text: str) -> oci.Seccomp:
     return oci.Seccomp(profile="custom", document=text)
 
 
-def _log(template: TaskTemplate) -> oci.LogConfig:
-    driver = template.log_driver or LogDriver()
-    match driver.name:
+def log_config(driver: str, given: Mapping[str, str]) -> oci.LogConfig:
+    """Return the log of a container from Docker's words for it. Raises UnusableTemplate."""
+    match driver:
         case "" | "json-file":
-            options = dict(driver.options)
+            options = dict(given)
             size = _bytes(options.pop("max-size", ""), "max-size")
             files = options.pop("max-file", "")
             if options:

@@ -6,7 +6,6 @@ nothing changes.
 
     meta      name -> value       epoch, index, boot, floor
     item      kind, id -> body    the assignment
-    gateway   sandbox -> offset   addresses on the host-local bridge
     attempt   task -> body        restarts of this host, so that a backoff survives a reboot
 
 Bodies are sealed with the node's storage key, bound to their table and id.
@@ -70,7 +69,6 @@ class Journal:
                     CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
                     CREATE TABLE item (kind TEXT, id TEXT, body BLOB, PRIMARY KEY (kind, id))
                         WITHOUT ROWID;
-                    CREATE TABLE gateway (sandbox TEXT PRIMARY KEY, offset INTEGER) WITHOUT ROWID;
                     CREATE TABLE attempt (task TEXT PRIMARY KEY, body BLOB) WITHOUT ROWID;
                     PRAGMA user_version={FORMAT};
                     COMMIT;
@@ -133,17 +131,6 @@ class Journal:
         boot = self.number("boot") + 1
         self.set_number("boot", boot)
         return boot
-
-    def gateways(self) -> dict[str, int]:
-        return dict(self._db.execute("SELECT sandbox, offset FROM gateway"))
-
-    def set_gateways(self, gateways: Mapping[str, int]) -> None:
-        """Replace the whole table; writes only if it changed."""
-        if gateways == self.gateways():
-            return
-        with self._transaction():
-            self._db.execute("DELETE FROM gateway")
-            self._db.executemany("INSERT INTO gateway VALUES (?, ?)", gateways.items())
 
     def attempts(self) -> dict[str, bytes]:
         rows = self._db.execute("SELECT task, body FROM attempt")

@@ -2,6 +2,9 @@
 
 A shell around topology.build. Whoever needs a sandbox attaches it and waits; whatever else
 changes (assignments, gossip's verdicts) only pokes. Several wishes become one pass.
+
+It lives as long as the daemon, in a cluster or out of it: tasks bring an assignment, containers
+run by hand a LocalTopology. While neither is there, nothing of ours is in the kernel.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ from pathlib import Path
 import trio
 
 from overlay import NotConverged, Reconciler, Resolver, views
-from overlay.topology import IPNetwork, Topology
+from overlay.topology import IPAddress, IPNetwork, Topology
 from swarmlet.agent.assignment import Assignment
-from swarmlet.agent.journal import Journal
-from swarmlet.agent.topology import build, give_gateways
+from swarmlet.agent.local.records import Places
+from swarmlet.agent.local.store import DamagedRecord, read_record, write_record
+from swarmlet.agent.topology import NOTHING_LOCAL, LocalTopology, build, give_gateways
 from swarmlet.model import NodeId
 from swarmlet.waiting import Bell
 
@@ -25,11 +29,13 @@ logger = logging.getLogger(__name__)
 
 #: Seconds until a pass that left something undone is tried again.
 RETRY = 1.0
-#: Seconds that a task waits for its sandbox.
+#: Seconds that a container waits for its sandbox.
 ATTACH_PATIENCE = 30.0
 #: Seconds that a pass waits for the resolver to listen in new sandboxes.
 RESOLVER_PATIENCE = 2.0
 NETNS_FOLDER = "netns"
+PLACES_FILE = "network"
+NO_NODE = NodeId("")
 
 
 class NetworkFailed(Exception):
@@ -37,30 +43,30 @@ class NetworkFailed(Exception):
 
 
 class HostNetwork:
-    """Owned by its run() task; attach, detach and the setters may be called from any task."""
+    """Owned by its run() task; all else may be called from any task.
+
+    Nothing is done before open() was called: what exists already must be known first, or the first
+    pass would remove it.
+    """
 
     def __init__(
-        self,
-        *,
-        own: NodeId,
-        address: Callable[[], str],
-        gateway: str,
-        run_dir: Path,
-        journal: Journal,
-        reconciler: Reconciler,
-        resolver: Resolver,
+        self, *, address: Callable[[], str], gateway: str, run_dir: Path, state_dir: Path
     ) -> None:
-        self._own = own
-        self._address = address
+        """*address* is this host's own while it is in no cluster."""
+        self._address_alone = self._address = address
         self._gateway: IPNetwork = ipaddress.ip_network(gateway)
         self._run_dir = run_dir
-        self._journal = journal
-        self._reconciler = reconciler
-        self._resolver = resolver
+        self._places_file = state_dir / PLACES_FILE
+        self._reconciler = Reconciler(run_dir=run_dir)
+        self._resolver = Resolver(run_dir=run_dir)
+        self._own = NO_NODE
+        self._in_cluster = False
         self._assignment = Assignment()
-        self._sandboxes: set[str] = set()
-        self._gateways = journal.gateways()
+        self._sandboxes: set[str] = set()  # of tasks
+        self._local = NOTHING_LOCAL
+        self._gateways: dict[str, int] = {}
         self._masked: frozenset[NodeId] = frozenset()
+        self._opened = trio.Event()
         self._wish = Bell()
         self._done = Bell()
         self._granted = 0  # the last wish that a pass has looked at
@@ -69,6 +75,42 @@ class HostNetwork:
     def path_of(self, sandbox: str) -> str:
         """The namespace file of *sandbox*."""
         return str(self._run_dir / NETNS_FOLDER / sandbox)
+
+    def gateway_address_of(self, sandbox: str) -> IPAddress | None:
+        """The sandbox's address on the host's bridge; None while it has none."""
+        offset = self._gateways.get(sandbox)
+        return self._gateway[offset] if offset is not None else None
+
+    @property
+    def gateway(self) -> IPNetwork:
+        """The subnet of the host's bridge; the host has its first address."""
+        return self._gateway
+
+    @property
+    def assignment(self) -> Assignment:
+        """What the cluster wants here; empty outside of one."""
+        return self._assignment
+
+    # Tasks.
+
+    def join(self, own: NodeId, address: Callable[[], str]) -> None:
+        """This host is node *own* now. Waits for open(): the tasks that are here adopt first."""
+        self._own, self._address, self._in_cluster = own, address, True
+        self._sandboxes.clear()
+        self._opened = trio.Event()
+
+    async def leave(self) -> None:
+        """This host is in no cluster any more: take away what tasks had, and wait for it."""
+        self._own, self._address, self._in_cluster = NO_NODE, self._address_alone, False
+        self._assignment, self._masked = Assignment(), frozenset()
+        self._sandboxes.clear()
+        self._wish.ring()
+        self.open()
+        await self._wait_granted(self._wish.rung)
+
+    def open(self) -> None:
+        """All sandboxes that exist are known: begin to keep them."""
+        self._opened.set()
 
     def assign(self, assignment: Assignment) -> None:
         self._assignment = assignment
@@ -86,26 +128,18 @@ class HostNetwork:
         self._wish.ring()
 
     async def attach(self, sandbox: str) -> str:
-        """Make the network of *sandbox* and return its namespace file.
+        """Make the network of the task *sandbox* and return its namespace file.
 
         Raises:
             NetworkFailed: it could not be made; detach() forgets the wish.
         """
         self._sandboxes.add(sandbox)
         self._wish.ring()
-        wish = self._wish.rung
-        with trio.move_on_after(ATTACH_PATIENCE):
-            while self._granted < wish or sandbox in self._failures:
-                await self._done.wait_beyond(self._done.rung)
-            return self.path_of(sandbox)
-        reason = self._failures.get(sandbox, "the host's network is busy")
-        raise NetworkFailed(f"the task's network could not be made: {reason}")
+        await self.wait_attached(sandbox)
+        return self.path_of(sandbox)
 
     def adopt(self, sandboxes: Iterable[str]) -> None:
-        """These exist already: containers in them survived this daemon's restart.
-
-        Call it before run(), whose first pass removes what nobody asked for.
-        """
+        """These exist already: containers in them survived this daemon's restart."""
         self._sandboxes |= set(sandboxes)
 
     def detach(self, sandbox: str) -> None:
@@ -113,17 +147,83 @@ class HostNetwork:
             self._sandboxes.discard(sandbox)
             self._wish.ring()
 
+    # Containers run by hand.
+
+    @property
+    def local(self) -> LocalTopology:
+        return self._local
+
+    def set_local(self, local: LocalTopology) -> None:
+        """From now on keep *local* beside the assignment."""
+        if local != self._local:
+            self._local = local
+            self._wish.ring()
+
+    async def wait_attached(self, sandbox: str) -> None:
+        """Return when *sandbox* is as was wished last. Raises NetworkFailed."""
+        wish = self._wish.rung
+        with trio.move_on_after(ATTACH_PATIENCE):
+            while self._granted < wish or sandbox in self._failures:
+                await self._done.wait_beyond(self._done.rung)
+            return
+        reason = self._failures.get(sandbox, "the host's network is busy")
+        raise NetworkFailed(f"the container's network could not be made: {reason}")
+
+    # The loop.
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the kernel as wished, until cancelled."""
+        """Keep the kernel as wished, until cancelled, which leaves it as it is."""
+        await self._load_places()
         task_status.started()
+        await self._opened.wait()
+        if self._is_idle and self._has_remains():
+            await self._remove_all()
         while True:
+            while self._is_idle:
+                wish = self._wish.rung
+                self._grant(wish)
+                await self._wish.wait_beyond(wish)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._reconciler.run)
+                await nursery.start(self._resolver.run)
+                await self._keep()
+                nursery.cancel_scope.cancel()
+            await self._remove_all()
+
+    async def _load_places(self) -> None:
+        try:
+            places = await trio.to_thread.run_sync(read_record, self._places_file, Places)
+        except DamagedRecord as exc:
+            # Others are given: containers get another address on the bridge, and nothing is lost.
+            logger.error("places forgotten reason=%s", exc)
+            places = None
+        self._gateways = dict(places.offsets) if places is not None else {}
+
+    @property
+    def _is_idle(self) -> bool:
+        return not (self._in_cluster or self._local.sandboxes)
+
+    async def _keep(self) -> None:
+        """One pass for each wish, until nobody needs a network on this host."""
+        while not self._is_idle:
+            await self._opened.wait()
             wish = self._wish.rung
             await self._pass(wish)
             if self._failures:
                 with trio.move_on_after(RETRY):
                     await self._wish.wait_beyond(wish)
-            else:
+            elif not self._is_idle:
                 await self._wish.wait_beyond(wish)
+
+    def _has_remains(self) -> bool:
+        folder = self._run_dir / NETNS_FOLDER
+        return folder.is_dir() and any(folder.iterdir())
+
+    async def _remove_all(self) -> None:
+        try:
+            await self._reconciler.remove_all()
+        except (NotConverged, OSError) as exc:
+            logger.warning("network not removed reason=%s", exc)
 
     async def _pass(self, wish: int) -> None:
         try:
@@ -135,9 +235,16 @@ class HostNetwork:
             await self._serve_names(topology)
             self._fail(dict.fromkeys(exc.namespaces, str(exc)))
         except (OSError, ValueError) as exc:
-            self._fail(dict.fromkeys(self._sandboxes or {"*"}, str(exc)))
+            self._fail(dict.fromkeys(self._all_sandboxes() or {"*"}, str(exc)))
+        self._grant(wish)
+
+    def _grant(self, wish: int) -> None:
         self._granted = wish
         self._done.ring()
+
+    async def _wait_granted(self, wish: int) -> None:
+        while self._granted < wish:
+            await self._done.wait_beyond(self._done.rung)
 
     async def _serve_names(self, topology: Topology) -> None:
         """A task must not start before its resolver answers."""
@@ -153,12 +260,17 @@ class HostNetwork:
             logger.info("network complete again")
         self._failures = failures
 
+    def _all_sandboxes(self) -> set[str]:
+        return self._sandboxes | {sandbox.id for sandbox in self._local.sandboxes}
+
     async def _topology(self) -> Topology:
-        sandboxes = frozenset(self._sandboxes)  # as of now: it may grow while the disk is written
-        gateways = give_gateways(self._gateway, self._gateways, sandboxes)
+        # As of now: they may change while the disk is written.
+        sandboxes, local = frozenset(self._sandboxes), self._local
+        wanted = self._all_sandboxes()
+        gateways = give_gateways(self._gateway, self._gateways, wanted)
         if gateways != self._gateways:
             # Before the address is used, so that it is the same one after a reboot.
-            await trio.to_thread.run_sync(self._journal.set_gateways, gateways)
+            await trio.to_thread.run_sync(write_record, self._places_file, Places(gateways))
             self._gateways = gateways
         return build(
             self._assignment,
@@ -168,4 +280,5 @@ class HostNetwork:
             gateways=gateways,
             sandboxes=sandboxes,
             masked=self._masked,
+            local=local,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from overlay.topology import (
@@ -44,6 +45,29 @@ from swarmlet.session import (
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSandbox:
+    """The network of a container that is no task. *interface* is its way out; "": it has none."""
+
+    id: str
+    attachments: tuple[Attachment, ...] = ()
+    interface: str = "eth0"
+    mac: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalTopology:
+    """What this host's own containers need beside the assignment."""
+
+    networks: tuple[Network, ...] = ()
+    sandboxes: tuple[LocalSandbox, ...] = ()
+    host_ports: tuple[HostPort, ...] = ()
+    names: tuple[Name, ...] = ()
+
+
+NOTHING_LOCAL = LocalTopology()
+
+
 def build(
     assignment: Assignment,
     *,
@@ -53,12 +77,14 @@ def build(
     gateways: Mapping[str, int],
     sandboxes: Collection[str],
     masked: Iterable[NodeId],
+    local: LocalTopology = NOTHING_LOCAL,
 ) -> Topology:
     """Return the topology of this host.
 
     *address* is this host's own on the underlay; *sandboxes* the tasks that have a network now,
-    each with its place on the bridge *gateway* in *gateways*; *masked* the nodes that gossip
-    thinks dead.
+    each with its place on the bridge *gateway* in *gateways*, as the sandboxes of *local* have;
+    *masked* the nodes that gossip thinks dead. On a host that is in no cluster the assignment is
+    empty.
     """
     nodes = {node.id: node for node in assignment.all(Kind.NODE, NodeView)}
     vteps = {id_: ip(node.address) for id_, node in nodes.items() if node.address}
@@ -84,7 +110,8 @@ def build(
                 mtu_bytes=network.mtu or None,
             )
             for network in networks.values()
-        ),
+        )
+        + local.networks,
         endpoints=tuple(
             Endpoint(
                 network=NetworkId(endpoint.network),
@@ -94,12 +121,15 @@ def build(
             )
             for endpoint in endpoints
         ),
-        sandboxes=tuple(_sandbox(t, networks, gateway, gateways[t.id]) for t in tasks),
+        sandboxes=(
+            *(_sandbox(t, networks, gateway, gateways[t.id]) for t in tasks),
+            *(_local_sandbox(s, gateway[gateways[s.id]]) for s in local.sandboxes),
+        ),
         virtual_ips=tuple(_virtual_ips(services, networks, ready)),
         published_ports=tuple(_published_ports(services, networks, ready)),
-        host_ports=tuple(_host_ports(tasks)),
+        host_ports=(*_host_ports(tasks), *local.host_ports),
         ingress=_ingress(nodes.values(), networks, vteps),
-        names=tuple(_names(services, networks, endpoints, ready)),
+        names=(*_names(services, networks, endpoints, ready), *local.names),
         masked=frozenset(vteps[node] for node in masked if node in vteps and node != own),
     )
 
@@ -159,6 +189,14 @@ def _sandbox(
             interface=f"eth{len(attachments)}",
         )
     return Sandbox(id=SandboxId(task.id), attachments=attachments, gateway=port)
+
+
+def _local_sandbox(sandbox: LocalSandbox, place: IPAddress) -> Sandbox:
+    port = None
+    if sandbox.interface:
+        mac = sandbox.mac or gateway_mac(sandbox.id)
+        port = GatewayPort(address=place, mac=mac, interface=sandbox.interface)
+    return Sandbox(id=SandboxId(sandbox.id), attachments=sandbox.attachments, gateway=port)
 
 
 def gateway_mac(sandbox: str) -> str:

@@ -19,6 +19,7 @@ import msgpack
 import trio
 
 from raft.replica import Replica
+from swarmlet.agent.network import HostNetwork
 from swarmlet.api.backend import (
     Event,
     InitRequest,
@@ -86,6 +87,12 @@ class Daemon:
             state_dir=settings.state_dir,
             cgroup_parent=settings.cgroup_parent,
         )
+        self.network = HostNetwork(
+            address=self._address_alone,
+            gateway=settings.gateway_subnet,
+            run_dir=settings.run_dir,
+            state_dir=settings.state_dir,
+        )
         self.events = EventBus()
         self.node: Node | None = None
         self._vault = Vault(settings.state_dir / IDENTITY_FOLDER)
@@ -106,11 +113,13 @@ class Daemon:
         async with trio.open_nursery() as foundation:
             await foundation.start(self.images.run)
             await foundation.start(self.supervisor.run)
+            await foundation.start(self.network.run)
             foundation.start_soon(self.events.follow_containers, self.supervisor)
             foundation.start_soon(self._collect_images)
             async with trio.open_nursery() as work:
                 self._nursery = work
                 await self._resume()
+                self.network.open()
                 await work.start(serve_unix, self.settings.socket_path, self._respond)
                 task_status.started()
                 await trio.sleep_forever()
@@ -169,6 +178,7 @@ class Daemon:
             credentials=credentials,
             supervisor=self.supervisor,
             images=self.images,
+            network=self.network,
             respond=self._respond,
             pin_image=pinner.pin,
             rng=random.Random(self._rng.getrandbits(64)),
@@ -451,6 +461,7 @@ class Daemon:
                 with trio.move_on_after(10.0):
                     await node.leave()
                 await self._end()
+                await self.network.leave()
             self._error = ""
             await self._wipe()
             logger.info("cluster left")
@@ -475,6 +486,13 @@ class Daemon:
             raise _bad_request(str(exc)) from exc
         return listen, address, not advertise
 
+    def _address_alone(self) -> str:
+        """This host's own address while it is in no cluster; without a route any will do."""
+        try:
+            return own_address()
+        except OSError:
+            return "0.0.0.0"
+
     async def _adopt_identity(self, chain: tuple[bytes, ...], trust: TrustBundle) -> Credentials:
         def adopt() -> Credentials:
             self._vault.store_pending(chain, trust)
@@ -492,6 +510,7 @@ class Daemon:
     async def _give_up(self) -> None:
         if self.node is not None:
             await self._end()
+        await self.network.leave()
         await self._wipe()
 
     async def _wipe(self) -> None:

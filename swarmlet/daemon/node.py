@@ -26,6 +26,7 @@ from swarmlet.agent.agent import Agent
 from swarmlet.agent.assignment import Assignment
 from swarmlet.agent.imaging import serve_blob
 from swarmlet.agent.journal import Journal
+from swarmlet.agent.network import HostNetwork
 from swarmlet.api.exchange import Peer as ApiPeer
 from swarmlet.api.http import Respond, serve_stream
 from swarmlet.codec import BadMessage
@@ -110,6 +111,7 @@ class Node:
         credentials: Credentials,
         supervisor: Supervisor,
         images: ImageStore,
+        network: HostNetwork,
         respond: Respond,
         pin_image: PinImage,
         rng: random.Random,
@@ -167,8 +169,7 @@ class Node:
             node=self.id,
             node_name=settings.host_name,
             state_dir=settings.state_dir,
-            run_dir=settings.run_dir,
-            gateway_subnet=settings.gateway_subnet,
+            network=network,
             journal=self.journal,
             supervisor=supervisor,
             images=images,
@@ -334,7 +335,7 @@ class Node:
     async def leave(self) -> None:
         """Leave the cluster for good: containers and network go, the others are told."""
         await self.agent.worker.stop_all()
-        await self.agent.reconciler.remove_all()
+        await self.agent.network.leave()
         await self.neighbours.leave()
         await self.agent.link.farewell(0.0)
 
