@@ -12,6 +12,7 @@ from typing import IO
 import trio
 
 from swarmlet import sdnotify
+from swarmlet.daemon import malloc
 from swarmlet.daemon.config import Settings
 from swarmlet.daemon.daemon import Daemon
 
@@ -23,6 +24,7 @@ LOCK = "lock"
 
 
 def main(settings: Settings) -> None:
+    malloc.keep_little()
     _set_up_log(settings.log_level)
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
