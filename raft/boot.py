@@ -159,9 +159,9 @@ def _load_whole(
         raise LogDamaged("the log belongs to another cluster", contents)
     if contents.torn:
         logger.warning("log tail cut off server=%d %s", contents.server, contents.torn)
-    snapshot, state = _newest_good(snapshots, contents)
+    snapshot, state = newest_good(snapshots, contents)
     try:
-        entries = _entries_for(snapshot, contents)
+        entries = entries_for(snapshot, contents)
     except LogDamaged:
         wal.close()
         raise
@@ -205,9 +205,9 @@ def _salvage(
     contents, tail = damage.contents, damage.tail
     if tail is None or contents.server == NOBODY:
         raise damage
-    snapshot, _ = _newest_good(snapshots, contents)
+    snapshot, _ = newest_good(snapshots, contents)
     try:
-        entries = _entries_for(snapshot, contents)
+        entries = entries_for(snapshot, contents)
     except LogDamaged:
         entries = []
     if not _others(contents.server, snapshot, contents.entries):
@@ -247,7 +247,7 @@ def _others(server: ServerId, snapshot: SnapshotMeta | None, entries: list[Entry
     return bool(known - {server})
 
 
-def _newest_good(
+def newest_good(
     snapshots: SnapshotStore, contents: Contents
 ) -> tuple[SnapshotMeta | None, bytes | None]:
     """Return the newest snapshot that can be read, with its state."""
@@ -258,11 +258,14 @@ def _newest_good(
         except SnapshotDamaged as damage:
             logger.error("snapshot damaged server=%d %s", contents.server, damage)
             continue
-        return file.snapshot, state
+        snapshot, installed = file.snapshot, contents.snapshot
+        if installed and (installed.index, installed.term) == (snapshot.index, snapshot.term):
+            snapshot = installed  # the log may have been given another configuration since
+        return snapshot, state
     return None, None
 
 
-def _entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entry]:
+def entries_for(snapshot: SnapshotMeta | None, contents: Contents) -> list[Entry]:
     """Return the entries of the log that go with *snapshot*."""
     entries = contents.entries
     if snapshot is None:

@@ -10,7 +10,8 @@ from raft.config import Config
 from raft.machine import ChangeRefused, Committed, NotLeader
 from raft.membership import Change, ChangeKind, ServerChange
 from raft.messages import ServerId
-from tests.raft.cluster import Member, cluster
+from raft.repair import recover_alone_on
+from tests.raft.cluster import CLUSTER, KEY, Member, cluster
 
 
 def commands(count: int) -> list[bytes]:
@@ -221,3 +222,53 @@ async def test_lease_reads_work_where_they_are_asked_for(autojump_clock: MockClo
         leader = await c.leader()
         assert await leader.replica.read_index(timeout=1) >= committed.index
         assert c.wires.messages.get("Heartbeat", 0) - before <= 2
+
+
+async def test_a_survivor_of_a_lost_majority_goes_on_alone(autojump_clock: MockClock) -> None:
+    """It is another server, so that the old ones, when they come back, cannot disturb it."""
+    async with cluster(3, snapshot_entries=20) as c:
+        for command in commands(50):
+            await c.propose(command)
+        await c.settled()
+        for member in c.members:
+            await member.stop()
+        survivor, *lost = c.members
+        old = survivor.server
+        server = recover_alone_on(
+            survivor.disk, KEY, CLUSTER, context=b"alone", segment_bytes=64 << 10
+        )
+        await survivor.start()
+        assert survivor.server == server != old
+        await c.leader(among=[survivor])
+        configuration = survivor.replica.status.configuration
+        assert configuration.voters == (server,)
+        assert configuration.context_of(server) == b"alone"
+        assert survivor.machine.commands == commands(50)
+        for member in lost:
+            await member.start()
+        term = survivor.replica.status.term
+        await trio.sleep(20)
+        assert survivor.leads
+        assert survivor.replica.status.term == term
+        outcome = await survivor.replica.propose(b"on", timeout=2)
+        assert isinstance(outcome, Committed)
+        for member in lost:
+            await member.stop()
+        fresh = await c.join()
+        await c.settled([survivor, fresh])
+        assert fresh.machine.commands == [*commands(50), b"on"]
+
+
+async def test_a_survivor_without_a_snapshot_goes_on_alone(autojump_clock: MockClock) -> None:
+    async with cluster(3) as c:
+        for command in commands(5):
+            await c.propose(command)
+        await c.settled()
+        for member in c.members:
+            await member.stop()
+        survivor = c.members[1]
+        recover_alone_on(survivor.disk, KEY, CLUSTER, segment_bytes=64 << 10)
+        await survivor.start()
+        await c.leader(among=[survivor])
+        assert survivor.machine.commands == commands(5)
+        assert len(survivor.replica.status.voters) == 1
