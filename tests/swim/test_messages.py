@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarmlet import wire
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
 from swarmlet.swim.messages import (
     ACCUSERS_MAX,
@@ -111,6 +112,7 @@ def test_frames_survive_the_wire(sent: Any) -> None:
 def test_sizes_are_never_underestimated(sent: list[Message]) -> None:
     """The core fills packets by this estimate: one byte too few and a packet would not fit."""
     assert len(CODEC.encode(sent)) <= sum(map(size_of, sent)) + 8
+    assert len(wire.encode_many(sent)) <= sum(map(size_of, sent)) + 8
 
 
 def test_every_kind_is_generated() -> None:
