@@ -71,7 +71,11 @@ class NotConverged(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """*healed* counts operations that no change of topology asked for."""
+    """*healed* counts operations that no change of topology asked for.
+
+    *measured_mtu_bytes* is what this host's own interface has; *underlay_mtu_bytes* the least that
+    is known of any host.
+    """
 
     resources: int
     passes: int
@@ -79,6 +83,7 @@ class Statistics:
     differing: int
     underlay_mtu_bytes: int
     last_pass_seconds: float
+    measured_mtu_bytes: int
 
 
 @dataclass(slots=True)
@@ -192,6 +197,7 @@ class Reconciler:
             differing=self._differing,
             underlay_mtu_bytes=self._underlay_mtu_bytes,
             last_pass_seconds=self._last_pass_seconds,
+            measured_mtu_bytes=self._measured_mtu_bytes,
         )
 
     def _next_wish(self) -> _Wish:

@@ -273,6 +273,7 @@ class NodeView:
     port: int
     ingress: Endpoint | None = None
     role: Role = Role.WORKER  # what it is to be now
+    underlay_mtu: int = 0  # 0: not known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,6 +76,12 @@ class HostNetwork:
         """The namespace file of *sandbox*."""
         return str(self._run_dir / NETNS_FOLDER / sandbox)
 
+    @property
+    def underlay_mtu(self) -> int:
+        """The MTU of the interface that has this host's address; 0 before it was measured."""
+        statistics = self._reconciler.statistics()
+        return statistics.measured_mtu_bytes if statistics.passes else 0
+
     def gateway_address_of(self, sandbox: str) -> IPAddress | None:
         """The sandbox's address on the host's bridge; None while it has none."""
         offset = self._gateways.get(sandbox)

@@ -99,7 +99,12 @@ def build(
     tasks = [t for t in assignment.all(Kind.TASK, TaskAssignment) if t.id in sandboxes]
     ready = _ready(endpoints)
     return Topology(
-        underlay=Underlay(address=vteps[own], port=_data_path_port(assignment)),
+        underlay=Underlay(
+            address=vteps[own],
+            port=_data_path_port(assignment),
+            # A packet that is too large for one host's underlay is too large for all.
+            mtu_bytes=min((n.underlay_mtu for n in nodes.values() if n.underlay_mtu), default=None),
+        ),
         gateway=gateway,
         networks=tuple(
             Network(

@@ -391,9 +391,11 @@ class Node:
         )
 
     def _facts(self) -> NodeFacts:
-        if self.manager is None:
-            return self._fixed_facts
-        return dataclasses.replace(self._fixed_facts, raft_server=self.manager.replica.server)
+        return dataclasses.replace(
+            self._fixed_facts,
+            raft_server=self.manager.replica.server if self.manager is not None else 0,
+            underlay_mtu=self.agent.network.underlay_mtu,
+        )
 
     # What the assignment says.
 

@@ -114,6 +114,7 @@ class Assignments:
                 port=node.facts.port,
                 ingress=node.ingress,
                 role=node.present_role,
+                underlay_mtu=node.facts.underlay_mtu,
             )
             items[ItemKey(Kind.NODE, node.id)] = pack(row)
         if self._state.ingress is not None:

@@ -98,6 +98,7 @@ class NodeFacts:
     raft_server: int = 0  # 63 bits; 0: no Raft server here
     protocol_min: int = 1
     protocol_max: int = 1
+    underlay_mtu: int = 0  # of the interface that has *address*; 0: not measured yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
