@@ -14,9 +14,9 @@ The life of one container, from the call to the last trace:
 4. The zygote (zygote.py, birth.py) clones itself with clone3 into new namespaces and the cgroup2.
    The child (child.py) does the steps of its birth: joins v1 groups, takes detached copies of
    what comes from the host, mounts the overlay, pivots into it, and only inside of it mounts the
-   rest, so that no link of an image leads out. Then it waits: "created".
+   rest, so that no link of an image leads out (rootfs.py). Then it waits: "created".
 5. `start` lets it launch: limits, user, capabilities, no_new_privs, the seccomp filter, execve.
-   `PLACEHOLDER`
+6. The zygote takes its output to the log and to who is attached (pump.py, logfile.py), reaps it
    and tells the daemon, which sees whether the memory limit killed it and tells who waits.
 7. `remove` does the removal's steps: the group killed and gone, the folders gone.
 
@@ -45,8 +45,10 @@ hierarchies only where a limit is; a child enters a PID namespace by the zygote'
 second fork; standard streams are FIFOs that the container itself can read, so that the death of a
 supervisor is no SIGPIPE.
 
-Left out so far: user and time namespaces (the spec and the plan have their place), AppArmor,
-checkpoint, other runtimes, hooks.
+User namespaces (cloning.py, rootfs.py, idranges.py): a range of ids for each container; its layers
+and mounts are idmapped, so on the disk owners count from 0 and nothing is copied or shifted.
+
+Left out so far: time namespaces, AppArmor, checkpoint, other runtimes, hooks.
 
 Import `swarmlet.runtime.supervisor` and `swarmlet.runtime.spec`; this file imports nothing, since
 the zygote passes through it.

@@ -1,21 +1,17 @@
-"""The zygote's side of a birth: the clone, and the record of a process that came of it.
+"""What the zygote remembers of each of its children, and of each process that it adopted.
 
-Stdlib only. `bear` clones the zygote into the namespaces and the cgroup2 that the request names;
-the child goes on in child.py. `Container` is what the zygote remembers of each of its children and
-of each process that it adopted from a zygote that died.
+Stdlib only. `Container` is the record; the functions read what the kernel tells of a process.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gc
 import json
 import os
 import select
 import socket
 import struct
 
-from swarmlet.runtime import child, syscalls
 from swarmlet.runtime.logfile import JsonFileLog
 from swarmlet.runtime.pump import Poller, Pump
 
@@ -24,9 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 CREATING, CREATED, RUNNING, EXITED = "creating", "created", "running", "exited"
-#: Bytes of a plan that a child will read (secrets of 8 MiB in base64, with room).
-PLAN_BYTES_MAX = 16 << 20
-
 # <linux/pidfd.h>: PIDFD_GET_INFO with the first 64 bytes of struct pidfd_info.
 PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
 PIDFD_INFO_EXIT = 8
@@ -121,83 +114,6 @@ class Reply:
     def __init__(self, connection: int, sequence: int) -> None:
         self.connection = connection
         self.sequence = sequence
-
-
-def bear(
-    container: Container,
-    *,
-    clone_flags: int,
-    cgroup: str,
-    pid_namespace: int,
-    plan_fd: int,
-    streams: list[int],
-    target_pidfd: int = -1,
-) -> None:
-    """Clone the zygote; the child runs the plan in *plan_fd* and never returns.
-
-    *pid_namespace* is a namespace file or a pidfd to be born in the PID namespace of, or -1.
-    """
-    cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
-        with _children_in(pid_namespace):
-            pid, pidfd = syscalls.clone3(clone_flags, cgroup_fd)
-            if pid == 0:
-                _be_born(theirs, plan_fd, streams, target_pidfd)
-    except OSError:
-        ours.close()
-        raise
-    finally:
-        os.close(cgroup_fd)
-        theirs.close()
-    ours.setblocking(False)
-    container.pid, container.pidfd, container.channel = pid, pidfd, ours
-    container.start_ticks = start_ticks(pid)
-
-
-class _children_in:  # noqa: N801 (a with-statement reads it)
-    """Have the children that are cloned meanwhile born in another PID namespace.
-
-    setns(2): it changes the PID namespace only of children to come, so the zygote steps over and
-    back, and is the parent of a process in a namespace that it is not in itself.
-    """
-
-    def __init__(self, namespace: int) -> None:
-        self.namespace = namespace
-
-    def __enter__(self) -> None:
-        if self.namespace >= 0:
-            self.own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-            syscalls.setns(self.namespace, syscalls.CLONE_NEWPID)
-
-    def __exit__(self, *_: object) -> None:
-        if self.namespace >= 0:
-            syscalls.setns(self.own, syscalls.CLONE_NEWPID)
-            os.close(self.own)
-
-
-def _be_born(theirs: socket.socket, plan_fd: int, streams: list[int], pidfd: int) -> None:
-    try:
-        # A collection would touch, and so copy, every page that is shared with the zygote.
-        gc.disable()
-        child.reset_signals()
-        _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams])
-        size = min(os.fstat(plan_fd).st_size, PLAN_BYTES_MAX)
-        plan = json.loads(os.pread(plan_fd, size, 0))
-        os.close(plan_fd)
-        child.run(child.Child(child.Linux(), theirs, streams=streams, pidfd=pidfd), plan)
-    finally:
-        os._exit(child.EXIT_FAILED)
-
-
-def _close_all_but(kept: list[int]) -> None:
-    """Close every descriptor above 2 that is not in *kept*: a child sees nothing of the others."""
-    first = 3
-    for fd in sorted(fd for fd in kept if fd >= first):
-        if fd > first:
-            syscalls.close_range(first, fd - 1, 0)
-        first = fd + 1
-    syscalls.close_range(first, 0xFFFFFFFF, 0)
 
 
 def start_ticks(pid: int) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from swarmlet.runtime.steps import (
     AllowDevices,
     CloneTree,
-    EnterNamespace,
     Execute,
+    HoldTree,
     JoinCgroup,
     MakeCgroup,
     MountOverlay,
@@ -25,16 +25,17 @@ from swarmlet.runtime.steps import (
 #: step (None is any), errno: what to do. The first that fits is said.
 ADVICE: tuple[tuple[type[Step] | None, int, str], ...] = (
     (CloneTree, errno.ENOENT, "make the source of the mount on this host, or use a volume"),
+    (
+        HoldTree,
+        errno.ENOENT,
+        "make the source of the mount on this host, or use a volume; pull the image again if it "
+        "is a layer",
+    ),
     (MountOverlay, errno.ENOENT, "a layer of the image is missing on this host: pull it again"),
     (
         MountOverlay,
         errno.EINVAL,
         "the state folder's file system cannot hold an overlay: use ext4 or xfs",
-    ),
-    (
-        EnterNamespace,
-        errno.ENOENT,
-        "the namespace is gone: connect the container to its network again",
     ),
     (
         SetRlimit,

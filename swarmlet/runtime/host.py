@@ -14,6 +14,8 @@ from pathlib import Path
 
 #: open_tree, move_mount, mount_setattr, clone3 into a cgroup, cgroup.kill: syscalls.py.
 KERNEL_MIN = (5, 14)
+#: overlayfs takes idmapped layers (5.19).
+KERNEL_MIN_USER_NAMESPACES = (5, 19)
 MACHINES = ("x86_64", "aarch64")
 
 
@@ -43,6 +45,7 @@ class Host:
     last_capability: int = 40
     capabilities: int = (1 << 41) - 1  # the daemon's own permitted set, as a mask
     keyrings: bool = True
+    user_namespaces: bool = True  # with idmapped layers below an overlay of their own
 
     @property
     def hybrid(self) -> bool:
@@ -90,6 +93,7 @@ def probe() -> Host:
         last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         capabilities=_permitted(Path("/proc/self/status").read_text()),
         keyrings=Path("/proc/keys").exists(),
+        user_namespaces=kernel >= KERNEL_MIN_USER_NAMESPACES and _has_user_namespaces(),
     )
 
 
@@ -135,6 +139,13 @@ def _controllers(options: Iterable[str]) -> Iterable[str]:
 def _permitted(status: str) -> int:
     found = re.search(r"^CapPrm:\s*([0-9a-f]+)", status, re.MULTILINE)
     return int(found[1], 16) if found else 0
+
+
+def _has_user_namespaces() -> bool:
+    try:
+        return int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 0
+    except FileNotFoundError:
+        return False
 
 
 def _has_swap_accounting(v1_memory: str) -> bool:

@@ -19,11 +19,13 @@ from typing import assert_never
 from swarmlet.runtime import cgroups, syscalls
 from swarmlet.runtime.steps import (
     AllowDevices,
+    HoldTree,
     HostStep,
     KillCgroup,
     MakeCgroup,
     MakeDirectory,
     MakeFifo,
+    MakeHostNode,
     PruneCgroups,
     RemoveCgroup,
     RemoveTree,
@@ -51,21 +53,33 @@ class StepFailure(Exception):
         self.failure = failure
 
 
-def execute(steps: Sequence[HostStep]) -> None:
-    """Do *steps* in order; raise StepFailure at the first that the kernel refuses."""
+def execute(steps: Sequence[HostStep]) -> list[int]:
+    """Do *steps* in order; raise StepFailure at the first that the kernel refuses.
+
+    Return a descriptor for each HoldTree, which the caller closes.
+    """
+    trees: list[int] = []
     for step in steps:
         try:
-            _execute(step)
+            _execute(step, trees)
         except OSError as failure:
+            for fd in trees:
+                os.close(fd)
             raise StepFailure(step, failure) from failure
+    return trees
 
 
-def _execute(step: HostStep) -> None:
+def _execute(step: HostStep, trees: list[int]) -> None:
     match step:
         case MakeDirectory(path, mode):
             make_directory(path, mode)
-        case MakeFifo(path):
-            os.mkfifo(path, 0o600)
+        case MakeFifo(path, mode):
+            os.mkfifo(path)
+            os.chmod(path, mode)
+        case MakeHostNode():
+            _make_node(step)
+        case HoldTree():
+            trees.append(_hold_tree(step))
         case WriteText(path, text):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             with open(fd, "w") as file:
@@ -87,6 +101,29 @@ def _execute(step: HostStep) -> None:
             remove_tree(path)
         case _:
             assert_never(step)
+
+
+def _make_node(step: MakeHostNode) -> None:
+    os.mknod(step.path, step.mode, os.makedev(step.major, step.minor))
+    os.chown(step.path, step.uid, step.gid)
+    os.chmod(step.path, stat.S_IMODE(step.mode))
+
+
+def _hold_tree(step: HoldTree) -> int:
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+    fd = syscalls.open_tree(step.source, flags | (syscalls.AT_RECURSIVE if step.recursive else 0))
+    try:
+        syscalls.mount_setattr(
+            fd,
+            "",
+            attr_set=step.attributes,
+            propagation=step.propagation,
+            recursive=step.recursive,
+        )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def make_directory(path: str, mode: int = 0o700) -> None:

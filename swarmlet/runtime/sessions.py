@@ -107,9 +107,12 @@ class Session:
 
 
 class Pipes:
-    """Three pipes for a process: *theirs* go to the child, *ours* become streams."""
+    """Three pipes for a process: *theirs* go to the child, *ours* become streams.
 
-    def __init__(self) -> None:
+    *open_to_all*: the process may be anyone (the root of a user namespace) and opens /dev/stdout.
+    """
+
+    def __init__(self, *, open_to_all: bool = False) -> None:
         self.theirs: list[int] = []
         self.ours: list[int] = []
         try:
@@ -117,6 +120,8 @@ class Pipes:
                 reader, writer = os.pipe2(os.O_CLOEXEC)
                 self.theirs.append(reader if stream == 0 else writer)
                 self.ours.append(writer if stream == 0 else reader)
+                if open_to_all:
+                    os.fchmod(reader, 0o666)
         except OSError:
             close_all(self.theirs + self.ours)
             raise

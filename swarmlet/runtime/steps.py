@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
+from swarmlet.runtime import syscalls as linux
+
 # Steps on the host: files and cgroups around the container.
 
 
@@ -32,6 +34,34 @@ class MakeDirectory:
 @dataclass(frozen=True, slots=True)
 class MakeFifo:
     path: str
+    mode: int = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class MakeHostNode:
+    """Make a device node that a user namespace cannot make; *uid* and *gid* are the host's."""
+
+    path: str
+    mode: int  # with the type: S_IFCHR or S_IFBLK
+    major: int
+    minor: int
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldTree:
+    """Keep a detached copy of the mount at *source*: it goes to the child under the name *slot*.
+
+    For a user namespace: only the host can shift the owners of what the child gets. So it is
+    taken here, not by the child, and the zygote maps it.
+    """
+
+    slot: str
+    source: str
+    recursive: bool = False
+    attributes: int = 0
+    propagation: int = linux.MS_PRIVATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +132,6 @@ class JoinCgroup:
 
 
 @dataclass(frozen=True, slots=True)
-class EnterNamespace:
-    path: str
-    flag: int
-
-
-@dataclass(frozen=True, slots=True)
 class EnterContainer:
     """Join the namespaces *flags* of the running container whose pidfd the zygote passed."""
 
@@ -141,6 +165,22 @@ class SetPropagation:
 
 
 @dataclass(frozen=True, slots=True)
+class EnterFolder:
+    """Make the host's folder *path* the current one: later steps name what is in it."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class BecomeRoot:
+    """Become root of the own user namespace: until then the child is nobody in it.
+
+    Before it, files of the host's root can be opened; after it, files are made with the right
+    owner.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class CloneTree:
     """Keep a detached copy of the mount at *source* in *slot*."""
 
@@ -157,6 +197,23 @@ class SetTree:
     attributes: int
     propagation: int
     recursive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MakeTree:
+    """Keep a new, detached file system of *fstype* in *slot*."""
+
+    slot: str
+    fstype: str
+    attributes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceTree:
+    """Attach the tree in *slot* at *target*, a folder of the host's that is there."""
+
+    slot: str
+    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +235,16 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class MountOverlay:
-    """Mount *layers*, base first, under *upper* at *target*."""
+    """Mount *layers*, base first, under *upper* at *target*.
+
+    *user_xattrs*: overlayfs keeps its marks in user.overlay.*, as it must in a user namespace.
+    """
 
     layers: tuple[str, ...]
     upper: str
     work: str
     target: str
+    user_xattrs: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +410,8 @@ class Execute:
 HostStep: TypeAlias = (
     MakeDirectory
     | MakeFifo
+    | MakeHostNode
+    | HoldTree
     | WriteText
     | MakeCgroup
     | SetLimit
@@ -360,14 +423,17 @@ HostStep: TypeAlias = (
 )
 BirthStep: TypeAlias = (
     JoinCgroup
-    | EnterNamespace
     | EnterContainer
     | Unshare
     | NewSession
     | OpenStdio
     | SetPropagation
+    | EnterFolder
+    | BecomeRoot
     | CloneTree
     | SetTree
+    | MakeTree
+    | PlaceTree
     | AttachTree
     | Mount
     | MountOverlay

@@ -27,6 +27,7 @@ import secrets
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,10 @@ from swarmlet.runtime import cgroups
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure
 from swarmlet.runtime.host import Host
+from swarmlet.runtime.idranges import IdRanges, read_ranges, refusal
 from swarmlet.runtime.logs import LogLine, read_logs
-from swarmlet.runtime.plan import Place, Plan, exec_plan, plan, removal
+from swarmlet.runtime.plan import Plan, exec_plan, plan, removal
+from swarmlet.runtime.rootfs import Place
 from swarmlet.runtime.seccomp import Filters
 from swarmlet.runtime.sessions import Pipes, Session, TerminalStream, close_all
 from swarmlet.runtime.spec import (
@@ -70,11 +73,17 @@ class Supervisor(ContainerTable):
         state_dir: Path,
         cgroup_parent: str,
         host: Host | None = None,
+        id_ranges: IdRanges | None = None,
     ) -> None:
         super().__init__(
             run_dir=run_dir, state_dir=state_dir, cgroup_parent=cgroup_parent, host=host
         )
+        self.id_ranges = id_ranges or read_ranges()
         self._filters = Filters(self.host)
+
+    def user_namespaces_refused(self) -> str:
+        """Return why containers here cannot have user namespaces of their own; "" if they can."""
+        return refusal(self.host, str(self.state_dir))
 
     # Creation.
 
@@ -90,6 +99,7 @@ class Supervisor(ContainerTable):
         if container_id in self._records:
             raise RuntimeFailure(container_id, f"the container {container_id} exists already")
         place = self._place(container_id)
+        spec = self._with_ids(spec)
         made = await self._plan(spec, place)
         state = ContainerState(
             id=container_id,
@@ -104,8 +114,11 @@ class Supervisor(ContainerTable):
         # Without a checkpoint between the entry and the try: a cancellation would leave it.
         record.lock.acquire_nowait()
         try:
-            await self._execute(container_id, made.prepare, first=state)
-            await self._bear(record, made, spec)
+            trees = await self._execute(container_id, made.prepare, first=state)
+            try:
+                await self._bear(record, made, spec, trees)
+            finally:
+                close_all(trees)
         except BaseException:
             with trio.move_on_after(CLEANUP_TIMEOUT, shield=True):
                 await self._forget(container_id)
@@ -114,6 +127,14 @@ class Supervisor(ContainerTable):
         finally:
             record.lock.release()
         logger.info("container created id=%s pid=%d", container_id, record.state.pid)
+
+    def _with_ids(self, spec: ContainerSpec) -> ContainerSpec:
+        """Return *spec* with a range that no other container has, where it asks for one."""
+        if spec.namespaces.user != "private" or spec.uid_mappings:
+            return spec
+        used = (state.spec for state in self.containers.values())
+        mapping = self.id_ranges.free(m.host_id for s in used for m in s.uid_mappings)
+        return replace(spec, uid_mappings=(mapping,), gid_mappings=(mapping,))
 
     async def _plan(self, spec: ContainerSpec, place: Place) -> Plan:
         filter_ = await self._filter(spec, spec.process)
@@ -125,16 +146,17 @@ class Supervisor(ContainerTable):
             return self._filters.program(spec.seccomp, bounding)
         return await trio.to_thread.run_sync(self._filters.program, spec.seccomp, bounding)
 
-    async def _bear(self, record: Record, made: Plan, spec: ContainerSpec) -> None:
+    async def _bear(
+        self, record: Record, made: Plan, spec: ContainerSpec, trees: list[int]
+    ) -> None:
         container_id = record.state.id
-        plan_fd = _plan_file(made.birth, made.launch, wait=True)
+        plan_fd = _plan_file(made.birth, made.launch, wait=True, mapped=bool(made.clone.uid_map))
         try:
             answer = await self._request(
                 "create",
-                [plan_fd],
+                [plan_fd, *trees],
                 id=container_id,
-                clone_flags=made.clone_flags,
-                pid_namespace=made.pid_namespace,
+                clone=asdict(made.clone),
                 cgroup=self.driver.unified(container_id),
                 **self._streams(container_id, spec),
             )
@@ -354,8 +376,8 @@ class Supervisor(ContainerTable):
         filter_ = await self._filter(spec, process)
         birth, launch = exec_plan(process, spec, self.host, self.driver, container_id, filter_)
         end = self._execs[container_id, exec_id] = ExecEnd()
-        pipes = None if process.terminal else Pipes()
-        plan_fd = _plan_file(birth, launch, wait=False)
+        pipes = None if process.terminal else Pipes(open_to_all=spec.own_users)
+        plan_fd = _plan_file(birth, launch, wait=False, mapped=False)
         try:
             answer = await self._request(
                 "exec",
@@ -448,11 +470,14 @@ class Supervisor(ContainerTable):
         )
 
 
-def _plan_file(birth: Sequence[ChildStep], launch: Sequence[ChildStep], *, wait: bool) -> int:
+def _plan_file(
+    birth: Sequence[ChildStep], launch: Sequence[ChildStep], *, wait: bool, mapped: bool
+) -> int:
     """Return a descriptor with the child's plan; its pages are gone when it is closed."""
     fd = os.memfd_create("plan", os.MFD_CLOEXEC)
+    plan = {"birth": wire(birth), "launch": wire(launch), "wait": wait, "mapped": mapped}
     # dumps, not dump: only the former uses the encoder in C, which is ten times as fast.
-    text = json.dumps({"birth": wire(birth), "launch": wire(launch), "wait": wait})
+    text = json.dumps(plan)
     with open(fd, "w", closefd=False) as file:
         file.write(text)
     return fd

@@ -16,11 +16,13 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing costs the zygote half a megabyte
+    from collections.abc import Sequence
     from typing import NoReturn
 
 # <linux/sched.h>
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000
+CLONE_PARENT = 0x00008000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -52,6 +54,10 @@ MOUNT_ATTR_IDMAP = 0x00100000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = 0o2000000
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
 
 # <fcntl.h>
 AT_FDCWD = -100
@@ -117,6 +123,9 @@ NUMBERS = {
 NR_PIDFD_SEND_SIGNAL = 424
 NR_OPEN_TREE = 428
 NR_MOVE_MOUNT = 429
+NR_FSOPEN = 430
+NR_FSCONFIG = 431
+NR_FSMOUNT = 432
 NR_PIDFD_OPEN = 434
 NR_CLONE3 = 435
 NR_CLOSE_RANGE = 436
@@ -187,7 +196,8 @@ def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     arguments = _CloneArguments(
         flags=flags | CLONE_PIDFD,
         pidfd=ctypes.addressof(pidfd),
-        exit_signal=17,  # SIGCHLD
+        # SIGCHLD; a sibling is its parent's child and inherits the caller's.
+        exit_signal=0 if flags & CLONE_PARENT else 17,
     )
     if cgroup_fd >= 0:
         arguments.flags |= CLONE_INTO_CGROUP
@@ -270,6 +280,28 @@ def mount_setattr(
         < 0
     ):
         _fail("mount_setattr", path)
+
+
+def make_file_system(fstype: str, attributes: int, options: Sequence[tuple[str, str]] = ()) -> int:
+    """Return a descriptor of a new, detached mount of *fstype* with MOUNT_ATTR *attributes*.
+
+    It belongs to the namespaces of the caller: sysfs shows its network, mqueue its queues.
+    """
+    context = _syscall(NR_FSOPEN, fstype.encode(), FSOPEN_CLOEXEC)
+    if context < 0:
+        _fail(f"fsopen {fstype}")
+    try:
+        for key, value in options:
+            if _syscall(NR_FSCONFIG, context, FSCONFIG_SET_STRING, key.encode(), value.encode(), 0):
+                _fail(f"fsconfig {fstype} {key}={value}")
+        if _syscall(NR_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0) < 0:
+            _fail(f"fsconfig {fstype}")
+        fd = _syscall(NR_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
+        if fd < 0:
+            _fail(f"fsmount {fstype}")
+        return int(fd)
+    finally:
+        os.close(context)
 
 
 def sethostname(name: str) -> None:

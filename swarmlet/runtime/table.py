@@ -23,7 +23,8 @@ from swarmlet.runtime import cgroups, hostside
 from swarmlet.runtime.client import Answer, Client, connect, greet
 from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure, ZygoteLost, of_step
 from swarmlet.runtime.host import Host, probe
-from swarmlet.runtime.plan import Place, removal
+from swarmlet.runtime.plan import removal
+from swarmlet.runtime.rootfs import Place
 from swarmlet.runtime.spec import ContainerSpec
 from swarmlet.runtime.state import (
     EXIT_FILE,
@@ -363,8 +364,10 @@ class ContainerTable:
         if 0 <= failed["step"] < len(steps):
             step = steps[failed["step"]]
             raise of_step(container_id, step, failed["errno"], failed["text"], failed["path"])
+        # The zygote's own failures say what to do after a semicolon.
+        text, _, advice = failed["text"].partition("; ")
         raise RuntimeFailure(
-            container_id, failed["text"], errno=failed["errno"], path=failed["path"]
+            container_id, text, errno=failed["errno"], path=failed["path"], advice=advice
         )
 
     async def _forget(self, container_id: str) -> None:
@@ -388,17 +391,20 @@ class ContainerTable:
 
     async def _execute(
         self, container_id: str, steps: Iterable[HostStep], *, first: ContainerState | None = None
-    ) -> None:
-        """Do *steps* on the host, in one worker thread; leave *first* as the state before."""
+    ) -> list[int]:
+        """Do *steps* on the host, in one worker thread; leave *first* as the state before.
 
-        def work() -> None:
+        Return the descriptors of the trees that were held, which the caller closes.
+        """
+
+        def work() -> list[int]:
             if first is not None:
                 hostside.make_directory(self._place(container_id).state)
                 write_state(self._place(container_id).state, first)
-            hostside.execute(list(steps))
+            return hostside.execute(list(steps))
 
         try:
-            await trio.to_thread.run_sync(work)
+            return await trio.to_thread.run_sync(work)
         except hostside.StepFailure as failed:
             failure = failed.failure
             path = failure.filename if isinstance(failure.filename, str) else ""

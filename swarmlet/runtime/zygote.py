@@ -11,7 +11,7 @@ One request a SEQPACKET message, JSON, with descriptors beside it; the answer be
 | --- | --- | --- |
 | hello | | version, pid |
 | list | | items, in parts: `more` is true but for the last |
-| create | id, clone_flags, pid_namespace, cgroup, the streams; plan | facts, or failed |
+| create | id, clone (plan.Clone), cgroup, the streams; plan, trees | facts, or failed |
 | start | id | facts when execve succeeded, or failed |
 | exec | id, exec, cgroup; plan, stdin, stdout, stderr | facts, or failed; a terminal's master |
 | signal | id, exec, signal | |
@@ -55,28 +55,42 @@ from swarmlet.runtime.birth import (
     Container,
     Reply,
     adopted_status,
-    bear,
     is_dead,
     start_ticks,
 )
 from swarmlet.runtime.child import GO, MASTER, READY
+from swarmlet.runtime.cloning import bear
 from swarmlet.runtime.pump import Poller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 1
+VERSION = 2
 SOCKET, LOCK, LOG = "zygote.sock", "zygote.lock", "zygote.log"
 MESSAGE_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 16
-DESCRIPTORS_MAX = 8
+#: The plan and the trees of a container (plan.TREES_MAX); the kernel's own bound is 253.
+DESCRIPTORS_MAX = 250
 LIST_ITEMS_MAX = 100
 #: Messages kept for a connection that does not read; then it is closed and has to list again.
 UNSENT_MAX = 1024
 #: Seconds between two looks at an adopted process whose exit status nobody has reaped yet.
 ADOPTED_RETRY = 0.02
 ADOPTED_RETRIES_MAX = 50
+
+
+#: plan.Clone of an exec: the namespaces are the container's, by its pidfd.
+PLAIN_CLONE: dict[str, Any] = {
+    "flags": 0,
+    "joins": [],
+    "user": "",
+    "uid_map": "",
+    "trees": [],
+    "views": [],
+    "sysctls": {},
+    "rlimits": [],
+}
 
 
 class Connection:
@@ -254,25 +268,12 @@ class Zygote:
         container = Container(request["id"])
         if container.key in self.containers:
             raise OSError(errno.EEXIST, f"the zygote has a container {container.id} already")
-        pid_namespace = -1
         try:
             container.open_streams(self.poller, request)
-            if request["pid_namespace"]:
-                pid_namespace = os.open(request["pid_namespace"], os.O_RDONLY | os.O_CLOEXEC)
-            bear(
-                container,
-                clone_flags=request["clone_flags"],
-                cgroup=request["cgroup"],
-                pid_namespace=pid_namespace,
-                plan_fd=fds[0],
-                streams=[],
-            )
+            bear(container, request["clone"], request["cgroup"], fds[0], trees=fds[1:], streams=[])
         except BaseException:
             container.close(self.poller)
             raise
-        finally:
-            if pid_namespace >= 0:
-                os.close(pid_namespace)
         self._born(container, reply)
 
     def _do_exec(self, request: dict[str, Any], fds: list[int], reply: Reply) -> None:
@@ -286,10 +287,10 @@ class Zygote:
         plan_fd, *streams = fds
         bear(
             container,
-            clone_flags=0,
-            cgroup=request["cgroup"],
-            pid_namespace=host.pidfd,
-            plan_fd=plan_fd,
+            PLAIN_CLONE,
+            request["cgroup"],
+            plan_fd,
+            trees=[],
             streams=streams,
             target_pidfd=host.pidfd,
         )

@@ -51,12 +51,12 @@ async def recover(places: list[str]) -> None:
 def crash_before(step: int) -> None:
     execute = hostside._execute
 
-    def crash(host_step: HostStep) -> None:
+    def crash(host_step: HostStep, trees: list[int]) -> None:
         nonlocal step
         if step == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         step -= 1
-        execute(host_step)
+        execute(host_step, trees)
 
     hostside._execute = crash
 

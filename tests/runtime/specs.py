@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from swarmlet.runtime import defaults
@@ -12,6 +14,7 @@ from swarmlet.runtime.spec import (
     Device,
     DeviceRule,
     File,
+    IdMapping,
     IoLimit,
     LogConfig,
     Mount,
@@ -85,6 +88,22 @@ namespaces = st.builds(
     uts=namespace_kinds,
     cgroup=namespace_kinds,
 )
+
+
+@st.composite
+def users_of_its_own(draw: st.DrawFn) -> dict[str, object]:
+    """Namespaces with a user namespace that is new, and its map."""
+    without_pid = draw(namespaces.filter(lambda found: not found.pid.startswith("/")))
+    base = draw(st.integers(1 << 16, 1 << 30))
+    mapping = IdMapping(container_id=0, host_id=base, size=draw(st.sampled_from([4, 65536])))
+    return {
+        "namespaces": replace(without_pid, user="private"),
+        "uid_mappings": (mapping,),
+        "gid_mappings": (mapping,),
+    }
+
+
+users_kinds = st.builds(dict, namespaces=namespaces) | users_of_its_own()
 io_limits = st.builds(
     IoLimit,
     device=st.builds("{}:{}".format, st.integers(0, 300), st.integers(0, 20)),
@@ -122,7 +141,7 @@ devices = st.builds(
     access=accesses,
 )
 files = st.builds(File, path=paths, content=st.binary(max_size=40), mode=st.just(0o400))
-container_specs = st.builds(
+plain_specs = st.builds(
     ContainerSpec,
     process=processes,
     root=roots,
@@ -132,7 +151,6 @@ container_specs = st.builds(
     files=lists(files),
     hosts=st.none() | words,
     resolv_conf=st.none() | words,
-    namespaces=namespaces,
     resources=resources,
     devices=lists(devices),
     device_rules=lists(device_rules),
@@ -142,3 +160,4 @@ container_specs = st.builds(
     log=st.builds(LogConfig, driver=st.sampled_from(["json-file", "none"])),
     annotations=st.dictionaries(names, words, max_size=2),
 )
+container_specs = st.builds(lambda spec, users: replace(spec, **users), plain_specs, users_kinds)

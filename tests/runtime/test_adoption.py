@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import trio
 
-from swarmlet.runtime import client, table
+from swarmlet.runtime import client, table, zygote
 from swarmlet.runtime import supervisor as supervisor_module
 from swarmlet.runtime.failures import RuntimeFailure, ZygoteLost
 from swarmlet.runtime.plan import Plan
-from swarmlet.runtime.spec import Resources
+from swarmlet.runtime.spec import Namespaces, Resources
 from swarmlet.runtime.state import Status
-from swarmlet.runtime.steps import ChildStep, EnterNamespace, PivotRoot
+from swarmlet.runtime.steps import ChildStep, EnterFolder, OpenStdio, PivotRoot
 from swarmlet.runtime.supervisor import Supervisor
 from tests.runtime.lab import Lab, host_picture, kill_zygote, output, run, wait_for_output
 
@@ -120,13 +120,13 @@ async def test_zygote_of_another_version_is_replaced(
         await first.create("c", lab.spec("sh", "-c", "sleep 1000; exit 5"))
         await first.start("c")
         pid = first.containers["c"].pid
-    monkeypatch.setattr(client, "VERSION", 2)
+    monkeypatch.setattr(client, "VERSION", zygote.VERSION + 1)
 
     async def greet_once(connection: client.Client) -> int:
         try:
             return await real_greet(connection)
         finally:
-            monkeypatch.setattr(client, "VERSION", 1)
+            monkeypatch.setattr(client, "VERSION", zygote.VERSION)
 
     real_greet = client.greet
     monkeypatch.setattr(table, "greet", greet_once)
@@ -209,9 +209,11 @@ async def test_another_boot_makes_running_ones_lost(lab: Lab) -> None:
         await second.remove("c")
 
 
-async def test_daemon_killed_at_every_step_on_the_host(lab: Lab) -> None:
+@pytest.mark.parametrize("users", ["host", "private"])
+async def test_daemon_killed_at_every_step_on_the_host(lab: Lab, users: str) -> None:
     """Whatever step of creation or removal the daemon dies before, the next leaves nothing."""
-    spec = lab.spec("true", hostname="box", resources=LIMITS)
+    namespaces = Namespaces(user=users)
+    spec = lab.spec("true", hostname="box", resources=LIMITS, namespaces=namespaces)
     command = [sys.executable, "-m", "tests.runtime.crashing", str(lab.run_dir)]
     command += [str(lab.state_dir), lab.parent, json.dumps(spec.to_json())]
     result = await trio.run_process(
@@ -225,16 +227,20 @@ async def test_daemon_killed_at_every_step_on_the_host(lab: Lab) -> None:
     assert len([line for line in lines if line.startswith("step")]) > 15
 
 
+@pytest.mark.parametrize("users", ["host", "private"])
 @pytest.mark.parametrize("phase", ["birth", "launch"])
 async def test_zygote_killed_at_every_step_of_the_child(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, users: str
 ) -> None:
     """The child is held at each step, the zygote killed: create or start fails, nothing is left."""
     before = host_picture(lab)
     here, inside = tmp_path / "held", lab.layer / "held"
-    for fifo in (here, inside):
+    workshop = lab.run_dir / "mnt"
+    workshop.mkdir(parents=True, mode=0o711)
+    for fifo in (here, inside, workshop / "held"):
         fifo.unlink(missing_ok=True)
         os.mkfifo(fifo)
+        fifo.chmod(0o666)
     held_at = 0
     steps_count = 1
     real_plan = supervisor_module.plan
@@ -246,7 +252,10 @@ async def test_zygote_killed_at_every_step_of_the_child(
         steps_count = len(steps)
         pivoted = phase == "launch" or any(isinstance(s, PivotRoot) for s in steps[:held_at])
         # Opening a FIFO waits for its other end.
-        hold = EnterNamespace("/held" if pivoted else str(here), 0)
+        # Relative where the child is nobody on the host: the folder is the workshop.
+        entered = any(isinstance(s, EnterFolder) for s in steps[:held_at])
+        where = "held" if entered else str(here)
+        hold = OpenStdio("/held" if pivoted else where, "/dev/null", "/dev/null")
         return replace(made, **{phase: (*steps[:held_at], hold, *steps[held_at:])})
 
     monkeypatch.setattr(supervisor_module, "plan", held_plan)
@@ -254,7 +263,7 @@ async def test_zygote_killed_at_every_step_of_the_child(
         while held_at < steps_count:
             zygote = supervisor.zygote_pid
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(expect_lost, supervisor, lab)
+                nursery.start_soon(expect_lost, supervisor, lab, users)
                 await wait_for(lambda: is_held(supervisor))
                 kill_zygote(zygote)
             await wait_for(lambda old=zygote: supervisor.zygote_pid != old)  # type: ignore[misc]
@@ -268,9 +277,11 @@ async def test_zygote_killed_at_every_step_of_the_child(
     inside.unlink()
 
 
-async def expect_lost(supervisor: Supervisor, lab: Lab) -> None:
+async def expect_lost(supervisor: Supervisor, lab: Lab, users: str) -> None:
+    namespaces = Namespaces(user=users)
+    spec = lab.spec("true", hostname="box", resources=LIMITS, namespaces=namespaces)
     with pytest.raises(ZygoteLost):  # noqa: PT012 (either of the two)
-        await supervisor.create("c", lab.spec("true", hostname="box", resources=LIMITS))
+        await supervisor.create("c", spec)
         await supervisor.start("c")
 
 

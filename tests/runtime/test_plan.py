@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import stat
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -14,124 +13,25 @@ from hypothesis import given, settings
 
 from swarmlet.runtime import cgroups, child, hostside, steps
 from swarmlet.runtime import syscalls as linux
-from swarmlet.runtime.host import Hierarchy, Host
-from swarmlet.runtime.plan import Place, Plan, exec_plan, plan, removal
+from swarmlet.runtime.host import Host
+from swarmlet.runtime.launcher import ACCOUNTS_BYTES_MAX, LaunchError
+from swarmlet.runtime.plan import exec_plan, removal
 from swarmlet.runtime.spec import ContainerSpec, File, Mount, Namespaces, Process, Resources, Root
-from swarmlet.runtime.steps import Step, wire, wire_name
-from tests.runtime.specs import container_specs
-
-UNIFIED = Host()
-HYBRID = Host(
-    unified="/cg/unified",
-    unified_controllers=("hugetlb",),
-    hierarchies=tuple(
-        Hierarchy(f"/cg/{name}", tuple(name.split(",")))
-        for name in ("memory", "cpu,cpuacct", "cpuset", "pids", "blkio")
-    ),
+from swarmlet.runtime.steps import wire, wire_name
+from tests.runtime.recorder import (
+    FILTER,
+    HYBRID,
+    PLACE,
+    UNIFIED,
+    Answers,
+    Recorder,
+    Reports,
+    kinds,
+    make,
+    perform,
+    spec_of,
 )
-PLACE = Place("c", "/state/containers/c", "/run/containers/c")
-FILTER = b"\x06\0\0\0\0\0\xff\x7f"
-
-
-def make(spec: ContainerSpec, host: Host = UNIFIED, seccomp: bytes | None = FILTER) -> Plan:
-    return plan(spec, host, cgroups.driver(host, "swarmlet"), PLACE, seccomp)
-
-
-def spec_of(**changes: Any) -> ContainerSpec:
-    return ContainerSpec(process=Process(args=("true",)), root=Root(layers=("/a", "/b")), **changes)
-
-
-def kinds(plan_steps: tuple[Step, ...]) -> list[str]:
-    return [wire_name(type(step)) for step in plan_steps]
-
-
-OWN_NAMES = ("calls", "files", "open_now", "next_fd", "names")
-
-
-class Recorder(child.Linux):
-    """A kernel that notes what is asked of it and agrees; files are as *files* say."""
-
-    def __init__(self, files: dict[str, bytes] | None = None) -> None:
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
-        self.files = files or {}
-        self.open_now: dict[int, str] = {}
-        self.next_fd = 10
-
-    def __getattribute__(self, name: str) -> Any:
-        if name.startswith("_") or name in OWN_NAMES:
-            return super().__getattribute__(name)
-
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            self.calls.append((name, (*arguments, *keywords.items())))
-            answer = getattr(Answers, name, None)
-            return answer(self, *arguments) if answer else None
-
-        return call
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
-
-
-class Answers:
-    """What the recorder answers where a step looks at the answer."""
-
-    def open(self: Recorder, path: str, *_: Any) -> int:
-        self.next_fd += 1
-        self.open_now[self.next_fd] = path
-        return self.next_fd
-
-    def open_tree(self: Recorder, path: str, *_: Any) -> int:
-        return Answers.open(self, path)
-
-    def close(self: Recorder, fd: int) -> None:
-        del self.open_now[fd]
-
-    def read(self: Recorder, fd: int, size: int) -> bytes:
-        content = self.files.get(self.open_now[fd], b"")
-        self.files[self.open_now[fd]] = content[size:]
-        return content[:size]
-
-    def write(self: Recorder, fd: int, data: bytes) -> int:
-        return len(data)
-
-    def stat(self: Recorder, path: str | int) -> SimpleNamespace:
-        name = self.open_now.get(path, "") if isinstance(path, int) else path
-        if name in self.files or name == "/bin/true":
-            return SimpleNamespace(st_mode=stat.S_IFREG | 0o755)
-        return SimpleNamespace(st_mode=stat.S_IFDIR | 0o755)
-
-    def realpath(self: Recorder, path: str) -> str:
-        return path
-
-    def getcwd(self: Recorder) -> str:
-        return "/"
-
-    def access(self: Recorder, *_: Any) -> bool:
-        return True
-
-    def ioctl(self: Recorder, fd: int, request: int, argument: bytes) -> bytes:
-        return argument
-
-    def internet_socket(self: Recorder) -> SimpleNamespace:
-        return SimpleNamespace(fileno=lambda: 9, close=lambda: None)
-
-
-class Reports(Exception):
-    pass
-
-
-def perform(made: Plan, recorder: Recorder) -> child.Child:
-    """Do birth and launch of *made* on *recorder*, through the form that crosses the wire."""
-    process = child.Child(recorder, SimpleNamespace())  # type: ignore[arg-type]
-
-    def report(*arguments: Any) -> None:
-        raise Reports(*arguments)
-
-    process.report = report  # type: ignore[method-assign]
-    wired = json.loads(json.dumps([wire(made.birth), wire(made.launch)]))
-    process.perform(wired[0])
-    process.perform(wired[1])
-    return process
+from tests.runtime.specs import container_specs
 
 
 def test_each_step_of_the_child_has_its_method() -> None:
@@ -206,10 +106,8 @@ def test_only_hierarchies_with_a_limit_are_joined() -> None:
 
 def test_namespaces_become_clone_flags_or_are_entered() -> None:
     made = make(spec_of(namespaces=Namespaces(network="/run/netns/x", pid="/p", uts="host")))
-    assert made.clone_flags == linux.CLONE_NEWNS | linux.CLONE_NEWIPC
-    assert made.pid_namespace == "/p"
-    entered = [step for step in made.birth if isinstance(step, steps.EnterNamespace)]
-    assert entered == [steps.EnterNamespace("/run/netns/x", linux.CLONE_NEWNET)]
+    assert made.clone.flags == linux.CLONE_NEWNS | linux.CLONE_NEWIPC
+    assert made.clone.joins == (("pid", "/p"), ("network", "/run/netns/x"))
     assert "loopback_up" not in kinds(made.birth)
 
 
@@ -370,11 +268,11 @@ def test_users_of_the_image() -> None:
         b"web:x:-1:33::/:\n",
         b"web:x:minus:33::/:\n",
         b"\xff\xfe\0web\n" * 1000,
-        b"x" * (child.ACCOUNTS_BYTES_MAX + 1) + b"\nweb:x:33:33::/:\n",
+        b"x" * (ACCOUNTS_BYTES_MAX + 1) + b"\nweb:x:33:33::/:\n",
     ],
 )
 def test_a_broken_passwd_is_a_user_not_found(passwd: bytes) -> None:
-    with pytest.raises(child.LaunchError, match='user "web" not found in the image'):
+    with pytest.raises(LaunchError, match='user "web" not found in the image'):
         resolve("web", passwd)
 
 
@@ -384,13 +282,13 @@ def test_a_failed_step_is_reported_with_its_index() -> None:
     def refuse(*_: Any) -> None:
         raise OSError(2, "no such", "/somewhere")
 
-    Answers.setns = refuse  # type: ignore[attr-defined]
+    Answers.unshare = refuse  # type: ignore[attr-defined]
     try:
-        made = make(spec_of(namespaces=Namespaces(network="/n")))
+        made = make(spec_of())
         with pytest.raises(Reports) as caught:
             perform(made, recorder)
     finally:
-        del Answers.setns  # type: ignore[attr-defined]
+        del Answers.unshare  # type: ignore[attr-defined]
     index, code, text, path = caught.value.args
-    assert isinstance(made.birth[index], steps.EnterNamespace)
+    assert isinstance(made.birth[index], steps.Unshare)
     assert (code, text, path) == (2, "no such", "/somewhere")

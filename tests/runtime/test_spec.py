@@ -76,7 +76,28 @@ def test_json_holds_only_what_is_not_default() -> None:
         ),
         ({"files": [{"path": "/x", "content": "?"}]}, "files[0].content: must be base64 text"),
         ({"namespaces": {"pid": "mine"}}, "namespaces.pid: must be private, host or an absolute"),
-        ({"namespaces": {"user": "private"}}, "namespaces.user: user namespaces are not supported"),
+        (
+            {"namespaces": {"user": "private", "pid": "/proc/7/ns/pid"}},
+            "namespaces.pid: is another container's: join its user namespace too",
+        ),
+        (
+            {"uid_mappings": [{"container_id": 0, "host_id": 7, "size": 1}]},
+            "uid_mappings: go with a user namespace",
+        ),
+        (
+            {
+                "namespaces": {"user": "private"},
+                "uid_mappings": [{"container_id": 5, "host_id": 7, "size": 1}],
+            },
+            "uid_mappings: must map the container's root",
+        ),
+        (
+            {
+                "namespaces": {"user": "private"},
+                "gid_mappings": [{"container_id": 0, "host_id": 4294967000, "size": 65536}],
+            },
+            "gid_mappings[0]: must lie within",
+        ),
         ({"resources": {"memory_bytes": 4096}}, "resources.memory_bytes: is below what a process"),
         ({"resources": {"memory_bytes": 0}}, "resources.memory_bytes: must be above 0"),
         ({"resources": {"memory_bytes": True}}, "resources.memory_bytes: must be a whole number"),
