@@ -57,6 +57,7 @@ from raft.trace import (
     ProposalDuringTransfer,
     ProposalNotForwarded,
     QuorumLost,
+    RivalIgnored,
     StaleStoredIgnored,
     Started,
     Trace,
@@ -232,7 +233,10 @@ class Raft(Elections):
     def _receive_from_leader(
         self, leader: ServerId, message: AppendEntries | Heartbeat | InstallSnapshot
     ) -> None:
-        assert self.role is not Role.LEADER, f"two leaders in term {self.term}"
+        if self.role is Role.LEADER:
+            # Cannot be while everybody keeps the rules; whoever breaks them is not followed.
+            self._trace(RivalIgnored(self.term, leader))
+            return
         if self.role is Role.FOLLOWER:
             self._election_elapsed = 0
             self.leader = leader

@@ -12,7 +12,8 @@ import logging
 import random
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from raft.messages import (
     Ready,
     Role,
     ServerId,
+    is_well_formed,
 )
 from raft.offload import Inline, Offload, Threads
 from raft.proposals import Proposals, Waiter, pack_commands, resolve_all
@@ -286,8 +288,9 @@ class Driver:
         if ready.snapshot_wanted:
             self._applier.replace_snapshot()
         for read in ready.read_states:
-            (number,) = _READ_NUMBER.unpack(read.context)
-            self._answer_read(number, read.index)
+            if len(read.context) == _READ_NUMBER.size:  # else nobody here has asked for it
+                (number,) = _READ_NUMBER.unpack(read.context)
+                self._answer_read(number, read.index)
 
     def _finished(self, works: Sequence[Work]) -> None:
         """Do what waited until *works* were durable."""
@@ -358,6 +361,9 @@ class Driver:
         """Take in *message* from *sender*, whose identity the transport has checked."""
         if isinstance(message, InstallSnapshot):
             return  # its state comes with it, through receive_snapshot(), or not at all
+        if not is_well_formed(message):
+            logger.warning("nonsense ignored sender=%d message=%r", sender, message)
+            return
         if len(self._inbox) < INBOX_MAX:
             self._inbox.append((sender, message))
             self._wake.set()
@@ -465,7 +471,8 @@ class Driver:
             try:
                 file = await self._offload(self._snapshots.open, name)
                 header = file.header(install.term)
-                await self._transport.send_snapshot(to, header, _chunks(file))
+                async with aclosing(_chunks(file)) as chunks:
+                    await self._transport.send_snapshot(to, header, chunks)
             except SnapshotDamaged as damage:
                 logger.error("snapshot damaged %s", damage)
                 self._applier.replace_snapshot()
@@ -486,7 +493,18 @@ class Driver:
             SnapshotDamaged: what came is not what *header* says.
             DiskFull: there is no room for it.
         """
+        try:
+            await self._receive_snapshot(sender, header, chunks)
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()  # or it would be left hanging where it was refused
+
+    async def _receive_snapshot(
+        self, sender: ServerId, header: SnapshotHeader, chunks: AsyncIterator[bytes]
+    ) -> None:
         core, snapshot = self._core, header.snapshot
+        if not is_well_formed(InstallSnapshot(header.term, snapshot)):
+            raise SnapshotDamaged("its header makes no sense")
         if header.term < core.term or snapshot.index <= core.log.committed:
             raise SnapshotRefused(errno.ESTALE, "the snapshot is older than what is here")
         if self._receiving:
@@ -521,7 +539,7 @@ class Driver:
         return taken
 
 
-async def _chunks(file: SnapshotFile) -> AsyncIterator[bytes]:
+async def _chunks(file: SnapshotFile) -> AsyncGenerator[bytes, None]:
     for position in range(file.chunk_count):
         yield file.chunk(position)
 

@@ -226,6 +226,50 @@ REPLIES: Final = (AppendReply, HeartbeatReply, VoteReply, ReadReply)
 Envelope: TypeAlias = tuple[ServerId, Message]
 
 
+#: Terms and indexes beyond it are nonsense, and would overflow what the disk can hold.
+NUMBER_MAX: Final = 1 << 62
+
+
+def is_well_formed(message: Message) -> bool:
+    """Say if a message from another server holds what such a message may hold.
+
+    Types are the codec's business; this is about values: a server that sends others is broken
+    or hostile, and must not break this one.
+    """
+    match message:
+        case AppendEntries(term, index, previous_term, commit_index, entries):
+            if not (_numbers(term, index, previous_term, commit_index) and previous_term <= term):
+                return False
+            for entry in entries:
+                index += 1
+                if entry.index != index or not previous_term <= entry.term <= term:
+                    return False
+                if entry.kind not in (COMMANDS, CHANGE):
+                    return False
+                previous_term = entry.term
+            return index <= NUMBER_MAX
+        case AppendReply(term, index, _, hint_index, hint_term):
+            return _numbers(term, index, hint_index, hint_term)
+        case Heartbeat(term, commit_index, read):
+            return _numbers(term, commit_index, read)
+        case HeartbeatReply(term, read):
+            return _numbers(term, read)
+        case RequestVote(term, last_index, last_term):
+            return _numbers(term, last_index, last_term) and last_term <= term
+        case InstallSnapshot(term, snapshot):
+            return _numbers(term, snapshot.index, snapshot.term) and snapshot.index > 0
+        case ReadReply(term, index, _):
+            return _numbers(term, index)
+        case VoteReply(term) | TimeoutNow(term) | TransferLeadership(term):
+            return _numbers(term)
+        case ReadRequest() | Propose():
+            return True
+
+
+def _numbers(*values: int) -> bool:
+    return all(0 <= value <= NUMBER_MAX for value in values)
+
+
 # Ready: what the core asks of its shell.
 @dataclass(frozen=True, slots=True)
 class Stored:

@@ -26,6 +26,8 @@ def tell(logger: logging.Logger, server: ServerId, event: t.Trace) -> None:
             logger.info("election started server=%d term=%d", server, term)
         case t.QuorumLost():
             logger.warning("majority lost, stepped down server=%d", server)
+        case t.RivalIgnored(term, sender):
+            logger.error("two leaders in a term server=%d rival=%d term=%d", server, sender, term)
         case t.LeaderForgotten(leader, term):
             logger.info("leader forgotten server=%d leader=%d term=%d", server, leader, term)
         case t.ConfigurationSwitched(configuration):

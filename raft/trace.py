@@ -151,6 +151,14 @@ class QuorumLost:
 
 
 @dataclass(frozen=True, slots=True)
+class RivalIgnored:
+    """Another server claims to lead the term that this one leads."""
+
+    term: int
+    sender: ServerId
+
+
+@dataclass(frozen=True, slots=True)
 class LeaderForgotten:
     leader: ServerId
     term: int
@@ -517,6 +525,7 @@ Trace: TypeAlias = (
     | LowerTermIgnored
     | StaleStoredIgnored
     | QuorumLost
+    | RivalIgnored
     | LeaderForgotten
     | ForgetRefused
     | ElectionStarted
