@@ -66,7 +66,7 @@ class HostNetwork:
         self._local = NOTHING_LOCAL
         self._gateways: dict[str, int] = {}
         self._masked: frozenset[NodeId] = frozenset()
-        self._opened = trio.Event()
+        self._is_open = False
         self._wish = Bell()
         self._done = Bell()
         self._granted = 0  # the last wish that a pass has looked at
@@ -103,20 +103,20 @@ class HostNetwork:
         """This host is node *own* now. Waits for open(): the tasks that are here adopt first."""
         self._own, self._address, self._in_cluster = own, address, True
         self._sandboxes.clear()
-        self._opened = trio.Event()
+        self._is_open = False
 
     async def leave(self) -> None:
         """This host is in no cluster any more: take away what tasks had, and wait for it."""
         self._own, self._address, self._in_cluster = NO_NODE, self._address_alone, False
         self._assignment, self._masked = Assignment(), frozenset()
         self._sandboxes.clear()
-        self._wish.ring()
         self.open()
         await self._wait_granted(self._wish.rung)
 
     def open(self) -> None:
         """All sandboxes that exist are known: begin to keep them."""
-        self._opened.set()
+        self._is_open = True
+        self._wish.ring()
 
     def assign(self, assignment: Assignment) -> None:
         self._assignment = assignment
@@ -181,7 +181,7 @@ class HostNetwork:
         """Keep the kernel as wished, until cancelled, which leaves it as it is."""
         await self._load_places()
         task_status.started()
-        await self._opened.wait()
+        await self._wait_open()
         if self._is_idle and self._has_remains():
             await self._remove_all()
         while True:
@@ -195,6 +195,11 @@ class HostNetwork:
                 await self._keep()
                 nursery.cancel_scope.cancel()
             await self._remove_all()
+
+    async def _wait_open(self) -> None:
+        # A flag and not an Event: join() may close again what somebody is waiting for.
+        while not self._is_open:
+            await self._wish.wait_beyond(self._wish.rung)
 
     async def _load_places(self) -> None:
         try:
@@ -212,7 +217,7 @@ class HostNetwork:
     async def _keep(self) -> None:
         """One pass for each wish, until nobody needs a network on this host."""
         while not self._is_idle:
-            await self._opened.wait()
+            await self._wait_open()
             wish = self._wish.rung
             await self._pass(wish)
             if self._failures:
