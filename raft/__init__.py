@@ -68,7 +68,14 @@ tests, and nothing else may)
 
 What is left out
     Forwarding of proposals: Dropped names the leader, and the caller goes there. Resuming a
-    snapshot transfer in the middle; a transfer that breaks starts again.
+    snapshot transfer in the middle; a transfer that breaks starts again. Changing the key that
+    seals the files. A configuration counts once it is applied, not once it is in the log: until
+    a follower has heard that a change is committed, it goes by the old one (as in etcd-raft).
+
+What the transport must keep
+    Messages from one server to another may get lost, but those of an earlier life of its must
+    not arrive after those of a later one: an old acknowledgement would then speak for a disk
+    that has lost what it acknowledged. Streams that end with the process keep this.
 
 Example
     Replica.bootstrap(directory, key, cluster)          # once, on the first server

@@ -81,6 +81,7 @@ class Appender:
         self.busy_since: float | None = None
         self.disk_full = False
         self._failed = False
+        self._half_full = trio.Event()
         self._compact_to = 0
 
     def submit(self, work: Work) -> None:
@@ -123,16 +124,18 @@ class Appender:
         with trio.move_on_after(IDLE):
             await self._wake.wait()
         if not self._wake.is_set():
-            await self._offload(self._tidy)
+            await self._offload(self.wal.seal)
             await self._wake.wait()
 
-    def _tidy(self) -> None:
-        """Mark the end of the log, and make the next segment ahead; in a worker thread."""
-        self.wal.seal()
-        try:
-            self.wal.prepare()
-        except DiskFull as exc:
-            logger.warning("log segment not prepared error=%s", exc.strerror)
+    async def prepare_segments(self, offload: Offload) -> None:
+        """Make each next segment while the current one is still written, until cancelled."""
+        while True:
+            await self._half_full.wait()
+            self._half_full = trio.Event()
+            try:
+                await offload(self.wal.prepare)
+            except DiskFull as exc:
+                logger.warning("log segment not prepared error=%s", exc.strerror)
 
     async def _round(self) -> None:
         queue, self._queue = self._queue, []
@@ -168,6 +171,8 @@ class Appender:
                 if self.disk_full:
                     logger.info("log write resumed")
                 self.disk_full = False
+                if self.wal.wants_spare:
+                    self._half_full.set()
                 return
 
     def close(self) -> None:

@@ -35,8 +35,11 @@ SNAPSHOT_ENTRIES: Final = 20_000
 SNAPSHOT_FACTOR: Final = 4
 #: ... so many bytes (thesis section 5.1).
 SNAPSHOT_BYTES_MIN: Final = 4 << 20
-#: Entries kept in memory behind a snapshot, for followers who are a little late.
-TRAILING_ENTRIES: Final = 5_000
+#: What is kept in memory behind a snapshot, for followers who are a little late: such a part of
+#: the entries between two snapshots, ...
+TRAILING_PART: Final = 4
+#: ... and at most so many bytes.
+TRAILING_BYTES: Final = 4 << 20
 #: Seconds of applying without a pause for other jobs.
 SLICE: Final = 0.005
 
@@ -240,7 +243,10 @@ class Applier:
         self._note_snapshot(snapshot, size)
         self._bytes_since = bytes_meanwhile
         self._storage.note_snapshot(snapshot)
-        self._storage.compact(max(self._older_index, index - TRAILING_ENTRIES))
+        entries_max = self._snapshot_entries // TRAILING_PART
+        self._storage.compact(
+            self._storage.index_before(index, entries_max=entries_max, bytes_max=TRAILING_BYTES)
+        )
         self._compact(self._older_index)
         logger.info(
             "snapshot taken index=%d bytes=%d seconds=%.3f",

@@ -117,7 +117,7 @@ class Driver:
         self._rng = setup.rng
         # The log is written by a thread of its own; snapshots must not get into its way.
         self._write_offload: Offload = Inline() if setup.disk else Threads(1)
-        self._offload: Offload = Inline() if setup.disk else Threads(SENDING_MAX + 2)
+        self._offload: Offload = Inline() if setup.disk else Threads(SENDING_MAX + 3)
         self._proposals = Proposals()
         self._inbox: deque[tuple[ServerId, Message]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
@@ -165,6 +165,7 @@ class Driver:
     async def _live(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as jobs:
             jobs.start_soon(self._appender.run)
+            jobs.start_soon(self._appender.prepare_segments, self._offload)
             jobs.start_soon(self._applier.run)
             jobs.start_soon(self._applier.take_snapshots)
             jobs.start_soon(self._tick_forever)
@@ -232,8 +233,11 @@ class Driver:
 
     async def _drive(self) -> None:
         """Own the core: take what came in, step it all, then do what Ready says."""
-        self._wake.set()  # a lone voter may have entries to apply at once
         told = self._brief()
+        self._turn()
+        if self._core.configuration.all_voters() == [self.server]:
+            self._core.campaign()  # there is nobody to wait for
+        self._wake.set()
         while True:
             await self._wake.wait()
             self._wake = trio.Event()

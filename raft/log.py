@@ -116,6 +116,18 @@ class MemoryStorage:
         assert snapshot.index >= self._meta.index
         self._meta = snapshot
 
+    def index_before(self, index: int, *, entries_max: int, bytes_max: int) -> int:
+        """Return how far back from *index* so many entries and bytes reach."""
+        low = max(index - entries_max, self._base_index)
+        size = 0
+        while index > low:
+            entry = self._entries[index - self._base_index - 1]
+            size += len(entry.data) + ENTRY_OVERHEAD_BYTES
+            if size > bytes_max:
+                break
+            index -= 1
+        return index
+
     def compact(self, index: int) -> None:
         """Forget the entries up to *index*, which a snapshot covers."""
         if index <= self._base_index:

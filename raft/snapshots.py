@@ -19,7 +19,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,10 +65,9 @@ def snapshot_name(snapshot: SnapshotMeta) -> str:
     return f"snap-{snapshot.index:016x}-{snapshot.term:016x}"
 
 
-def chunks_of(state: bytes) -> Iterator[bytes]:
-    """Cut *state* into compressed chunks, as they are stored and sent."""
-    for start in range(0, len(state), CHUNK_BYTES):
-        yield zlib.compress(state[start : start + CHUNK_BYTES], COMPRESSION_LEVEL)
+def compress(state: bytes) -> bytes:
+    """Return a piece of the state as it is stored and sent."""
+    return zlib.compress(state, COMPRESSION_LEVEL)
 
 
 def expand_untrusted(chunk: bytes) -> bytes:
@@ -108,15 +107,22 @@ class SnapshotWriter:
         self._draft: Draft = store.directory.draft(snapshot_name(snapshot))
         self._draft.write(prefix + header + crc)
 
+    def add(self, state: bytes) -> None:
+        """Take the next piece of the state, of at most CHUNK_BYTES."""
+        self._take(state, compress(state))
+
     def add_untrusted(self, chunk: bytes) -> None:
-        """Take the next compressed chunk.
+        """Take the next compressed chunk, which another server has sent.
 
         Raises: SnapshotDamaged.
         """
         state = expand_untrusted(chunk)
-        self.state_bytes += len(state)
-        if self.state_bytes > STATE_BYTES_MAX:
+        if self.state_bytes + len(state) > STATE_BYTES_MAX:
             raise SnapshotDamaged(f"the state is larger than {STATE_BYTES_MAX} bytes")
+        self._take(state, chunk)
+
+    def _take(self, state: bytes, chunk: bytes) -> None:
+        self.state_bytes += len(state)
         self._digest.update(state)
         self._put(chunk, last=False)
 
@@ -166,8 +172,8 @@ class SnapshotStore:
         """
         writer = SnapshotWriter(self, snapshot)
         try:
-            for chunk in chunks_of(state):
-                writer.add_untrusted(chunk)
+            for start in range(0, len(state), CHUNK_BYTES):
+                writer.add(state[start : start + CHUNK_BYTES])
             writer.finish()
         except BaseException:
             writer.discard()

@@ -13,6 +13,7 @@ changed, or segments that are missing, raise LogDamaged, and nothing is touched.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -74,6 +75,7 @@ class WAL:
         self._file: DurableFile = directory.open(scanned.name)
         self._sealed = True
         self._highest = scanned.highest
+        self._spare_lock = threading.Lock()
         self._spare = SPARE in directory.names()
         if self._spare and directory.size(SPARE) != segment_bytes:
             directory.remove(SPARE)  # made when segments had another size
@@ -197,13 +199,21 @@ class WAL:
             self._file.write(self._offset, mark)
             self.bytes_written += len(mark)
 
+    @property
+    def wants_spare(self) -> bool:
+        """The current segment is half full, and the next one does not exist yet."""
+        return not self._spare and self._offset * 2 >= self._header.segment_bytes
+
     def prepare(self) -> None:
-        """Make the next segment ahead of need, when the current one is half full.
+        """Make the next segment ahead of need, if it is wanted.
+
+        Unlike all else this may run beside append(), in another thread: filling megabytes with
+        zeros takes a slow card a second.
 
         Raises:
             DiskFull: there is no room now. The current segment goes on.
         """
-        if self._offset * 2 >= self._header.segment_bytes:
+        if self.wants_spare:
             self._make_spare()
 
     def _roll(self, needed: int) -> None:
@@ -245,9 +255,10 @@ class WAL:
         self.bytes_written += SEGMENT_HEADER_BYTES + _CLOSE_BYTES
 
     def _make_spare(self) -> None:
-        if not self._spare:
-            create(self._directory, SPARE, _zeros(self._segment_bytes))
-            self._spare = True
+        with self._spare_lock:
+            if not self._spare:
+                create(self._directory, SPARE, _zeros(self._segment_bytes))
+                self._spare = True
 
     def compact(self, index: int) -> None:
         """Remove the segments that hold nothing above *index*, which a snapshot covers."""

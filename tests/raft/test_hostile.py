@@ -37,7 +37,7 @@ from raft.messages import (
     VoteReply,
     is_well_formed,
 )
-from raft.snapshots import SnapshotDamaged, SnapshotHeader, chunks_of
+from raft.snapshots import SnapshotDamaged, SnapshotHeader, compress
 from tests.raft.cluster import cluster
 
 NUMBERS = st.one_of(st.integers(0, 8), st.integers(-2, 1 << 70))
@@ -153,7 +153,7 @@ async def test_a_snapshot_that_is_not_what_it_says_is_refused(autojump_clock: Mo
             with pytest.raises(SnapshotDamaged):
                 await replica.receive_snapshot(ServerId(999), header, sent())
 
-        (chunk,) = chunks_of(b"state")
+        chunk = compress(b"state")
         good = SnapshotHeader(status.term, snapshot, 5, bytes(32))
         await refuse(good, chunk)
         await refuse(good, b"not compressed")

@@ -132,6 +132,16 @@ def test_storage_may_begin_before_its_snapshot() -> None:
     assert [storage.term(index) for index in range(2, 8)] == [None, 1, 2, 2, 3, None]
 
 
+def test_what_is_kept_behind_a_snapshot_is_bounded_in_entries_and_in_bytes() -> None:
+    storage = MemoryStorage()
+    storage.append([Entry(index, 1, data=bytes(84)) for index in range(1, 11)])
+    assert storage.index_before(10, entries_max=3, bytes_max=UNLIMITED) == 7
+    assert storage.index_before(10, entries_max=20, bytes_max=250) == 8
+    assert storage.index_before(10, entries_max=20, bytes_max=UNLIMITED) == 0
+    storage.compact(4)
+    assert storage.index_before(10, entries_max=20, bytes_max=UNLIMITED) == 4
+
+
 TERMS = st.lists(st.integers(1, 4), max_size=8).map(sorted)
 
 

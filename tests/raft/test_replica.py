@@ -29,6 +29,18 @@ async def test_a_lone_server_leads_and_commits(autojump_clock: MockClock) -> Non
         assert c.members[0].machine.commands == [b"one"]
 
 
+async def test_a_lone_server_leads_at_once_after_a_restart(autojump_clock: MockClock) -> None:
+    """There is nobody whose vote or silence it would have to wait for."""
+    async with cluster(1) as c:
+        await c.propose(b"x")
+        await c.members[0].stop()
+        start = trio.current_time()
+        await c.members[0].start()
+        await c.propose(b"y")
+        assert trio.current_time() - start < 0.2
+        assert c.members[0].machine.commands == [b"x", b"y"]
+
+
 async def test_three_servers_apply_the_same_commands(autojump_clock: MockClock) -> None:
     async with cluster(3) as c:
         for command in numbers(10):
