@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import enum
 import math
 from collections.abc import Mapping
@@ -148,6 +147,10 @@ class Fields:
 
     def done(self) -> None:
         """Raise SpecError for the first field that nobody took."""
+        if not self._left:
+            return
+        import difflib  # only a misspelt field needs it
+
         for name in self._left:
             near = difflib.get_close_matches(name, self._known, n=1)
             hint = f"did you mean {near[0]}?" if near else "remove it, or correct its name"

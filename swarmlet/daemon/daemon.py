@@ -13,12 +13,12 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
-from importlib.metadata import version
 
 import msgpack
 import trio
 
 from raft.replica import Replica
+from swarmlet import VERSION
 from swarmlet.agent.network import HostNetwork
 from swarmlet.api.backend import (
     Event,
@@ -226,7 +226,7 @@ class Daemon:
         node = self.node
         common = {
             "name": self.settings.host_name,
-            "version": version("swarmlet"),
+            "version": VERSION,
             "state_dir": str(self.settings.state_dir),
             "cgroup_version": 1 if self.supervisor.host.hybrid else 2,
         }
@@ -397,7 +397,7 @@ class Daemon:
         facts = JoinFacts(
             name=self.settings.host_name,
             address=f"{advertise}:{port}",
-            version=version("swarmlet"),
+            version=VERSION,
             facts={"availability": request.availability.value},
         )
         self._pending = True

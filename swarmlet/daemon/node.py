@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import trio
 
+from swarmlet import VERSION
 from swarmlet.agent.agent import Agent
 from swarmlet.agent.assignment import Assignment
 from swarmlet.agent.imaging import serve_blob
@@ -385,7 +385,7 @@ class Node:
             architecture=ARCHITECTURES.get(platform.machine(), platform.machine()),
             nano_cpus=len(os.sched_getaffinity(0)) * 10**9,
             memory_bytes=_memory_bytes(),
-            engine_version=version("swarmlet"),
+            engine_version=VERSION,
             address=self.address,
             port=self.port,
         )

@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import posixpath
-import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +48,7 @@ from swarmlet.images.manifest import (
 from swarmlet.images.placing import Limits
 from swarmlet.images.reference import Digest, Reference, digest_of, is_digest, parse_reference
 from swarmlet.images.table import FULL_NAME, LAYOUT, SHORT_NAME, encode_table
-from swarmlet.images.tarstream import Blocks, Entry, Kind, TarReader
+from swarmlet.images.tarstream import BLOCK, Blocks, Entry, Kind, TarReader
 from swarmlet.images.unpack import LayerFacts, Readable, check_layer
 
 #: Files in an archive, and images that it may name.
@@ -288,15 +287,17 @@ def save_archive(
     ]
     docker = json.dumps(listed, separators=(",", ":")).encode()
     yield from _member("manifest.json", [docker], len(docker))
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield bytes(2 * BLOCK)
 
 
 def _member(name: str, chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    import tarfile  # only who saves an image needs it
+
     header = tarfile.TarInfo(name)
     header.size, header.mode = size, 0o644
     yield header.tobuf(tarfile.USTAR_FORMAT if size < 8 << 30 else tarfile.PAX_FORMAT)
     yield from chunks
-    yield bytes(-size % tarfile.BLOCKSIZE)
+    yield bytes(-size % BLOCK)
 
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
