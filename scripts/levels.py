@@ -40,6 +40,9 @@ ABOUT = {
     "4": "the real kernel",
     "5": "real daemons and clients",
 }
+#: level -> processes that share its tests. Hosts of a lab mostly wait: for timeouts, for a grace
+#: period, for a boot. Level 4 shares one kernel's names, and is about its costs.
+PROCESSES = {"3": 2, "5": 3}
 #: Pytest's exit code for "no test was collected".
 NO_TESTS = 5
 
@@ -92,6 +95,8 @@ def level(name: str, arguments: list[str]) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         argv = ["pytest", "-q", "-m", marks, f"--junitxml={report}", *arguments]
+        if name in PROCESSES:
+            argv += ["-n", str(PROCESSES[name]), "--dist", "worksteal"]
         code = run(argv, minutes * 60)
         if report.exists():
             read(report, result)

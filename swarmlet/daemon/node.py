@@ -391,10 +391,12 @@ class Node:
         )
 
     def _facts(self) -> NodeFacts:
+        # Until it is measured, the MTU is what it was: a restart writes nothing to the log.
+        own = self.agent.nodes().get(self.id)
         return dataclasses.replace(
             self._fixed_facts,
             raft_server=self.manager.replica.server if self.manager is not None else 0,
-            underlay_mtu=self.agent.network.underlay_mtu,
+            underlay_mtu=self.agent.network.underlay_mtu or (own.underlay_mtu if own else 0),
         )
 
     # What the assignment says.

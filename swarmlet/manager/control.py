@@ -12,6 +12,8 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
+import trio
+
 from swarmlet.identity import Role as CertificateRole
 from swarmlet.identity import new_issued_token, secret_digest, standing_token
 from swarmlet.identity.certificates import digest_of
@@ -60,6 +62,8 @@ ATTEMPTS_MAX = 5
 GOSSIP_KEY_BYTES = 32
 GOSSIP_KEYS_MAX = 3
 TOKEN_LIFE_MAX = 365 * 86400.0
+#: Seconds that the removal of a network waits for tasks that are stopping.
+STOPPING_PATIENCE = 30.0
 
 #: Gives an image its digest ("busybox:1@sha256:..."), or raises ControlError.
 PinImage = Callable[[str], Awaitable[str]]
@@ -164,6 +168,8 @@ class Control:
         return network
 
     async def remove_network(self, network: NetworkId) -> None:
+        """Remove it; tasks of removed services may still be stopping on it, for those it waits."""
+
         def write(state: ClusterState, draft: Draft) -> Network:
             current: Network = _find(state, Table.NETWORK, network, "network")
             name = current.spec.name
@@ -171,11 +177,7 @@ class Control:
             if users:
                 names = ", ".join(sorted(service.spec.name for service in users))
                 raise Conflicting(f"network {name} is in use by service {names}; remove that first")
-            if any(
-                task.outcome is None and endpoint.network == network
-                for task in state.tasks.values()
-                for endpoint in task.endpoints
-            ):
+            if _has_tasks(state, network):
                 raise Conflicting(
                     f"network {name} has tasks that are still stopping; try again in a moment"
                 )
@@ -185,8 +187,17 @@ class Control:
                     draft.put(dataclasses.replace(node, ingress=None))
             return current
 
+        await self._wait_until_without_tasks(network)
         removed = await self._write(write)
         logger.info("network removed id=%s name=%s", network, removed.spec.name)
+
+    async def _wait_until_without_tasks(self, network: NetworkId) -> None:
+        store = self._leadership.store
+        with trio.move_on_after(STOPPING_PATIENCE):
+            while _has_tasks(state := store.state, network) and not any(
+                _uses(service, state.networks[network]) for service in state.services.values()
+            ):
+                await store.wait_beyond(state.index)
 
     # Nodes.
 
@@ -428,6 +439,14 @@ def _new_network(
     draft.put(network)
     allocator.network(network)
     return network
+
+
+def _has_tasks(state: ClusterState, network: NetworkId) -> bool:
+    return network in state.networks and any(
+        task.outcome is None and endpoint.network == network
+        for task in state.tasks.values()
+        for endpoint in task.endpoints
+    )
 
 
 def _uses(service: Service, network: Network) -> bool:

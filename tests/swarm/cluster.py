@@ -16,6 +16,9 @@ from tests.lab import Completed, Host, Lab, eventually
 #: What a task's web server answers with: its own name.
 SERVE_NAME = ("sh", "-c", "hostname > /tmp/index.html; exec httpd -f -p 80 -h /tmp")
 
+#: As the first of its namespace, none of the programs used here heeds SIGTERM.
+STOPS_SOON = ("--stop-grace-period", "1s")
+
 
 class Swarm:
     """The hosts of a lab as one cluster; h1 is its first manager."""
@@ -47,7 +50,8 @@ class Swarm:
         self, name: str, *options: str, command: Sequence[str] = SERVE_NAME, on: Host | None = None
     ) -> Completed:
         """Create a service and wait until it has converged."""
-        words = ["swarmlet", "service", "create", "--name", name, *options, "busybox", *command]
+        words = ["swarmlet", "service", "create", "--name", name, *STOPS_SOON, *options]
+        words += ["busybox", *command]
         return await (on or self.first).run(*words)
 
     async def tasks(self, service: str, *, on: Host | None = None) -> list[dict[str, Any]]:

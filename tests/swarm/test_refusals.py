@@ -162,11 +162,10 @@ async def test_a_full_disk_stops_the_answers_and_room_brings_them_back() -> None
         await h1.run("swarmlet", "network", "create", "-d", "overlay", "before")
         await h1.stop_daemon()
         # A disk of its own, as small as a state with room for little more.
-        await h1.run("sh", "-c", f"cp -a {h1.state_dir} /tmp/state")
-        size = await h1.run("du", "-sk", "/tmp/state")
+        size = await h1.run("du", "-sk", h1.state_dir)
         kilobytes = int(size.stdout.split()[0]) + 6000  # one segment of the log, and a little
-        mount = f"mount -t tmpfs -o size={kilobytes}k none {h1.state_dir}"
-        await h1.run("sh", "-c", f"{mount} && cp -a /tmp/state/. {h1.state_dir}/")
+        script = f"mount -t tmpfs -o size={kilobytes}k none /mnt && cp -a {h1.state_dir}/. /mnt/"
+        await h1.run("sh", "-c", f"{script} && mount --move /mnt {h1.state_dir}")
         await h1.start_daemon()
         await h1.wait_ready()
         await eventually(s.nodes, until=lambda nodes: nodes["h1"]["Status"]["State"] == "ready")

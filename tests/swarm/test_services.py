@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from tests.lab import eventually
-from tests.swarm.cluster import swarm
+from tests.swarm.cluster import STOPS_SOON, swarm
 
 pytestmark = pytest.mark.level5
 
@@ -38,7 +38,7 @@ async def test_the_stock_docker_client_does_the_same() -> None:
     async with swarm(1, 1) as s:
         h1 = s.first
         await h1.run("docker", "network", "create", "-d", "overlay", "shop")
-        create = ["docker", "service", "create", "--name", "web", "--replicas", "2"]
+        create = ["docker", "service", "create", "--name", "web", "--replicas", "2", *STOPS_SOON]
         options = ["--network", "shop", "-p", "8080:80", "busybox"]
         done = await h1.run(*create, *options, "sh", "-c", "echo ready; exec httpd -f -p 80")
         assert "converged" in done.stdout, done
