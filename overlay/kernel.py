@@ -74,9 +74,13 @@ class Failure:
 
 @dataclass(slots=True)
 class Memory:
-    """What a pass may take over from the one before: rulesets by namespace and its inode."""
+    """What a pass may take over from the one before: rulesets by namespace and its inode.
+
+    *given* are descriptors of namespaces that somebody made, to be kept under these names.
+    """
 
     rulesets: dict[tuple[str, int], nftables.Known] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict)
 
 
 class Pass:
@@ -305,7 +309,7 @@ class Pass:
         self._forget(namespace)
         if create:
             self._here = None
-            netns.create(self._path(namespace))
+            netns.create(self._path(namespace), self._memory.given.get(namespace))
             self._here = namespace
         else:
             if self._here == namespace:

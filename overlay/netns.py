@@ -88,15 +88,19 @@ def enter_new() -> None:
         raise _failure("unshare", "network namespace")
 
 
-def create(path: Path) -> None:
+def create(path: Path, descriptor: int | None = None) -> None:
     """Make a namespace and keep it at *path*. What is there of an earlier try is replaced.
 
-    Moves the calling thread into the new namespace.
+    With a *descriptor* it is that namespace, which somebody else made. Moves the calling thread
+    into it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.touch(mode=0o600, exist_ok=False)
-    enter_new()
+    if descriptor is None:
+        enter_new()
+    else:
+        enter_descriptor(descriptor, str(path))
     own = f"/proc/self/task/{threading.get_native_id()}/ns/net".encode()
     if _libc.mount(own, os.fsencode(path), b"none", MS_BIND, None) < 0:
         raise _failure("mount", str(path))

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -163,6 +164,18 @@ class Reconciler:
         wish = self._next_wish()
         wish.topology = topology
         await _wait_granted(wish)
+
+    @contextmanager
+    def given(self, namespace: str, descriptor: int) -> Iterator[None]:
+        """Within the block, *namespace* is not made anew but is the one of *descriptor*.
+
+        So it can be owned by another user namespace. Only if it is made meanwhile.
+        """
+        self._memory.given[namespace] = descriptor
+        try:
+            yield
+        finally:
+            del self._memory.given[namespace]
 
     async def heal(self) -> int:
         """Look at the whole kernel now, put right what differs, return how many operations.

@@ -48,6 +48,7 @@ class Host:
     resolver: str  # address that the container asks for names; "" leaves the host's resolv.conf
     host_resolv_conf: str
     address: str  # the task's own, for /etc/hosts; "" without a network
+    users_refused: str = ""  # why containers here cannot have users of their own; "" if they can
 
 
 def build(
@@ -71,7 +72,7 @@ def build(
         mounts=tuple(_mount(mount, host, words) for mount in container.mounts),
         hosts=_hosts(container, hostname, host.address),
         resolv_conf=_resolv_conf(container, host),
-        namespaces=oci.Namespaces(network=host.netns or "host"),
+        namespaces=oci.Namespaces(network=host.netns or "host", user=_users(container, host)),
         resources=_resources(template.limits, template.reservations),
         sysctls=dict(container.sysctls),
         seccomp=_seccomp(container.seccomp),
@@ -82,6 +83,40 @@ def build(
     )
     oci.validate(spec)
     return spec
+
+
+#: Capabilities that mean something over the host only: in a user namespace they are void.
+_HOST_CAPABILITIES = (
+    "ALL AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND BPF DAC_READ_SEARCH IPC_LOCK LINUX_IMMUTABLE "
+    "MAC_ADMIN MAC_OVERRIDE PERFMON SYS_BOOT SYS_MODULE SYS_NICE SYS_PACCT SYS_RAWIO SYS_RESOURCE "
+    "SYS_TIME SYS_TTY_CONFIG SYSLOG WAKE_ALARM"
+)
+HOST_CAPABILITIES = frozenset(_HOST_CAPABILITIES.split())
+
+
+def users_of(container: ContainerTemplate, refused: str) -> Literal["private", "host"]:
+    """Whose users the container has: its own, unless it is told or needs otherwise.
+
+    *refused* is why this host cannot give it its own.
+
+    Raises:
+        UnusableTemplate: it asks for its own, and this host cannot.
+    """
+    match container.userns:
+        case "host":
+            return "host"
+        case "private":
+            if refused:
+                raise UnusableTemplate(f"no user namespace: {refused}; use --userns host")
+            return "private"
+    added = {name.upper().removeprefix("CAP_") for name in container.capabilities_add}
+    return "host" if refused or added & HOST_CAPABILITIES else "private"
+
+
+def _users(container: ContainerTemplate, host: Host) -> str:
+    if users_of(container, host.users_refused) == "host":
+        return "host"
+    return "network" if host.netns else "private"
 
 
 def healthcheck_of(container: ContainerTemplate, image: ImageConfig) -> Healthcheck | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import trio
@@ -133,15 +134,20 @@ class HostNetwork:
         """Look again: the host's own address may have changed."""
         self._wish.ring()
 
-    async def attach(self, sandbox: str) -> str:
+    async def attach(self, sandbox: str, namespace: int | None = None) -> str:
         """Make the network of the task *sandbox* and return its namespace file.
+
+        *namespace* is the descriptor of one that was made for it (Supervisor.new_network).
 
         Raises:
             NetworkFailed: it could not be made; detach() forgets the wish.
         """
-        self._sandboxes.add(sandbox)
-        self._wish.ring()
-        await self.wait_attached(sandbox)
+        with ExitStack() as stack:
+            if namespace is not None:
+                stack.enter_context(self._reconciler.given(sandbox, namespace))
+            self._sandboxes.add(sandbox)
+            self._wish.ring()
+            await self.wait_attached(sandbox)
         return self.path_of(sandbox)
 
     def adopt(self, sandboxes: Iterable[str]) -> None:

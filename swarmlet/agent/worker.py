@@ -330,8 +330,16 @@ class Worker:
     async def _prepare(self, entry: Entry, task: TaskAssignment) -> None:
         self._reach(entry, TaskState.PREPARING, "preparing")
         entry.image = await self._images.ensure(task.template.container.image)
-        entry.netns = await self._network.attach(task.id)
+        entry.netns = await self._attach(task)
         entry.local = replace(entry.local, phase=Phase.PREPARED)
+
+    async def _attach(self, task: TaskAssignment) -> str:
+        """Make the task's network: its own root's, where the task has users of its own."""
+        refused = self._supervisor.user_namespaces_refused
+        if containers.users_of(task.template.container, refused) == "host":
+            return await self._network.attach(task.id)
+        async with self._supervisor.new_network() as namespace:
+            return await self._network.attach(task.id, namespace)
 
     async def _create(self, entry: Entry, task: TaskAssignment) -> None:
         if entry.image is None or not entry.netns:
@@ -347,6 +355,7 @@ class Worker:
             resolver=RESOLVER_ADDRESS,
             host_resolv_conf="",
             address=self._address_of(task),
+            users_refused=self._supervisor.user_namespaces_refused,
         )
         spec = containers.build(task, entry.image.config, entry.image.layers, host)
         container = f"{task.id}.{entry.local.attempt}"

@@ -3,6 +3,7 @@
 Pure. What Docker's vocabulary has no word for travels in one more object, Spec.Swarmlet:
 
     "Swarmlet": {"Offline": "keep" | "pin", "ReplaceAfter": nanoseconds, "PullPolicy": "...",
+                 "Userns": "host" | "private",
                  "Ports": [{"Target", "Published", "Protocol", "IP", "Interface"}]}
 
 The stock docker client updates a service by sending back the spec it was shown, less what it
@@ -248,7 +249,7 @@ def _read_extension(fields: Fields, spec: ServiceSpec) -> ServiceSpec:
         spec,
         offline=fields.choice("Offline", OfflinePolicy, OfflinePolicy.KEEP),
         replace_after=fields.seconds("ReplaceAfter"),
-        task=_with_pull_policy(spec.task, fields.text("PullPolicy")),
+        task=_with_extension(spec.task, fields.text("PullPolicy"), fields.text("Userns")),
         endpoint=_bind(spec.endpoint, bindings),
     )
     fields.done()
@@ -257,11 +258,12 @@ def _read_extension(fields: Fields, spec: ServiceSpec) -> ServiceSpec:
 
 def _keep_extension(spec: ServiceSpec, current: ServiceSpec) -> ServiceSpec:
     bindings = {_port_key(port): (port.ip, port.iface) for port in current.endpoint.ports}
+    kept = current.task.container
     return dataclasses.replace(
         spec,
         offline=current.offline,
         replace_after=current.replace_after,
-        task=_with_pull_policy(spec.task, current.task.container.pull_policy),
+        task=_with_extension(spec.task, kept.pull_policy, kept.userns),
         endpoint=_bind(spec.endpoint, bindings),
     )
 
@@ -270,10 +272,9 @@ def _port_key(port: PortConfig) -> tuple[int, int, Protocol]:
     return (port.target, port.published, port.protocol)
 
 
-def _with_pull_policy(task: TaskTemplate, policy: str) -> TaskTemplate:
-    return dataclasses.replace(
-        task, container=dataclasses.replace(task.container, pull_policy=policy)
-    )
+def _with_extension(task: TaskTemplate, pull_policy: str, userns: str) -> TaskTemplate:
+    container = dataclasses.replace(task.container, pull_policy=pull_policy, userns=userns)
+    return dataclasses.replace(task, container=container)
 
 
 def _bind(
@@ -430,6 +431,7 @@ def _write_extension(spec: ServiceSpec) -> dict[str, Any]:
         "Offline": "" if spec.offline is OfflinePolicy.KEEP else str(spec.offline),
         "ReplaceAfter": nanoseconds(spec.replace_after),
         "PullPolicy": spec.task.container.pull_policy,
+        "Userns": spec.task.container.userns,
         "Ports": ports,
     }
     return without_empty(shown)

@@ -159,6 +159,8 @@ SCALARS: tuple[Scalar, ...] = (
            "A node must be lost for so long before its tasks run elsewhere."),
     Scalar("--pull", "Swarmlet.PullPolicy", _choice("always", "missing", "never"),
            "When to ask the registry for the image."),
+    Scalar("--userns", "Swarmlet.Userns", _choice("private", "host"),
+           "Whose users its tasks have: their own (private), or the host's."),
 )
 
 LISTED: tuple[Listed, ...] = (

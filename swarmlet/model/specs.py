@@ -106,6 +106,7 @@ class ContainerTemplate:
     oom_score_adj: int = 0
     seccomp: str = ""  # "", "unconfined", or a profile in Docker's JSON format
     pull_policy: str = ""
+    userns: str = ""  # "host": the host's users; "private" and "": users of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

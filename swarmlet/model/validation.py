@@ -150,6 +150,8 @@ def _check_container(container: ContainerTemplate, path: str) -> None:
             raise SpecError(f"{path}.env[{position}]", "holds a NUL character")
     if container.directory and not container.directory.startswith("/"):
         raise SpecError(f"{path}.dir", f"{container.directory!r} is not an absolute path")
+    if container.userns not in ("", "private", "host"):
+        raise SpecError(f"{path}.userns", f"{container.userns!r} is neither private nor host")
     if container.stop_signal and not SIGNAL.match(container.stop_signal):
         raise SpecError(f"{path}.stop_signal", f"{container.stop_signal!r} is no signal")
     if container.stop_grace < 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -24,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+#: <linux/nsfs.h>
+NS_GET_USERNS = 0xB701
 #: Bytes of a plan that a child will read (secrets of 8 MiB in base64, with room).
 PLAN_BYTES_MAX = 16 << 20
 #: Seconds for a helper to clone a child in a user namespace that is there already.
@@ -51,7 +54,7 @@ def bear(
     users = pidfd = -1
     try:
         if clone["user"]:
-            users = _open_namespace("user", clone["user"])
+            users = _open_users(clone)
             map_trees(clone["trees"], trees, users)
         with BornIn(clone["joins"], target_pidfd):
             write_sysctls(clone["sysctls"])
@@ -136,6 +139,38 @@ class BornIn:
         except OSError:
             # A zygote in a container's namespace is worse than none: the next one adopts all.
             os._exit(EXIT_FAILED)
+
+
+def _open_users(clone: dict[str, Any]) -> int:
+    if clone["user"] != "network":
+        return _open_namespace("user", clone["user"])
+    network = _open_namespace("network", dict(clone["joins"])["network"])
+    try:
+        return owner_of(network)
+    finally:
+        os.close(network)
+
+
+def owner_of(namespace: int) -> int:
+    """Return a descriptor of the user namespace that owns *namespace* (ioctl_ns(2))."""
+    return fcntl.ioctl(namespace, NS_GET_USERNS)
+
+
+def make_network(uid_map: str, gid_map: str) -> int:
+    """Return a descriptor of a new network namespace, owned by a new user namespace."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET)
+        if pid == 0:
+            ours.close()
+            theirs.recv(1)  # until the zygote has what it wants
+            os._exit(0)
+        os.close(pidfd)
+        os.close(_give_ids(pid, {"uid_map": uid_map, "gid_map": gid_map}))
+        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        ours.close()
+        theirs.close()
 
 
 def _open_namespace(name: str, path: str) -> int:

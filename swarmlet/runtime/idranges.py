@@ -1,17 +1,20 @@
 """Ranges of user and group ids for user namespaces: where they come from, which is free.
 
 A range is a container's for its life and nothing on the disk depends on it (layers and volumes
-are mapped, not shifted), so the lowest free one is taken. The ids come from the line of `swarmlet`
-in /etc/subuid and /etc/subgid (subuid(5)), or are those that no other software claims: between what
-systemd-nspawn takes (up to 1879048191) and what does not fit in a signed number.
+are mapped, not shifted), so any will do: they are given in turn. The ids come from the line of
+`swarmlet` in /etc/subuid and /etc/subgid (subuid(5)), or are those that no other software claims:
+between what systemd-nspawn takes (up to 1879048191) and what does not fit in a signed number.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from swarmlet.runtime import syscalls
+from swarmlet.runtime.cloning import owner_of
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.host import Host
 from swarmlet.runtime.parts import IdMapping
@@ -41,15 +44,17 @@ class IdRanges:
     count: int = DEFAULT_COUNT
     size: int = RANGE_SIZE
 
-    def free(self, used: Iterable[int]) -> IdMapping:
-        """Return the lowest range of which no id is the first of one in *used*."""
+    def free(self, used: Iterable[int], *, after: int = -1) -> IdMapping:
+        """Return the next range after the one that begins at *after* in which none of *used* is."""
         taken = {(first - self.base) // self.size for first in used}
-        for number in range(self.count // self.size):
+        ranges = self.count // self.size
+        start = (after - self.base) // self.size + 1 if after >= self.base else 0
+        for number in (*range(start, ranges), *range(min(start, ranges))):
             if number not in taken:
                 host_id = self.base + number * self.size
                 return IdMapping(container_id=0, host_id=host_id, size=self.size)
         raise SpecError(
-            f"namespaces.user: all {self.count // self.size} ranges of ids are in use: give "
+            f"namespaces.user: all {ranges} ranges of ids are in use: give "
             f"{OWNER} more in /etc/subuid and /etc/subgid, or use namespaces.user=host"
         )
 
@@ -75,6 +80,33 @@ def _read(file: Path) -> tuple[int, int] | None:
             case [name, base, count] if name == OWNER and base.isdecimal() and count.isdecimal():
                 return int(base), int(count)
     return None
+
+
+def read_owner(network: str, folder: str) -> IdMapping | None:
+    """Return the ids of the user namespace that owns the network namespace at *network*. Sync.
+
+    None if that is the host's own. The kernel shows a map by the processes in a namespace, and
+    there need be none: but a mount that is mapped shows what the owner of *folder* becomes.
+    """
+    fd = os.open(network, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        users = owner_of(fd)
+    finally:
+        os.close(fd)
+    try:
+        if os.fstat(users).st_ino == os.stat("/proc/self/ns/user").st_ino:
+            return None
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC
+        tree = syscalls.open_tree(folder, flags)
+        try:
+            syscalls.mount_setattr(tree, "", attr_set=syscalls.MOUNT_ATTR_IDMAP, userns_fd=users)
+            mapped = os.fstat(tree)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(users)
+    # The folder is root's: its owner in the mapped mount is the namespace's root.
+    return IdMapping(container_id=0, host_id=mapped.st_uid, size=RANGE_SIZE)
 
 
 def refusal(host: Host, state_dir: str) -> str:

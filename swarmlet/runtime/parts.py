@@ -129,7 +129,11 @@ class File:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Namespaces:
-    """Which of the kernel's namespaces are the container's own. The mount namespace always is."""
+    """Which of the kernel's namespaces are the container's own. The mount namespace always is.
+
+    *user* may also be "network": the one that owns the network that is joined, so that the
+    container's root has its rights there (a network that the host owns makes it "private").
+    """
 
     pid: Namespace = "private"
     network: Namespace = "private"

@@ -95,7 +95,7 @@ class Clone:
     flags: int
     #: (name, path) of the namespaces that the child is born in
     joins: tuple[tuple[str, str], ...] = ()
-    #: the path of a user namespace to be born in, or ""
+    #: the path of a user namespace to be born in, "network" for the joined network's owner, or ""
     user: str = ""
     #: contents of uid_map and gid_map of a new user namespace, or ""
     uid_map: str = ""
@@ -194,8 +194,8 @@ def clone(spec: ContainerSpec, place: Place) -> Clone:
         flags=flags,
         joins=joins,
         user="" if private else namespaces.user,
-        uid_map=_map(spec.uid_mappings) if private else "",
-        gid_map=_map(spec.gid_mappings or spec.uid_mappings) if private else "",
+        uid_map=map_text(spec.uid_mappings) if private else "",
+        gid_map=map_text(spec.gid_mappings or spec.uid_mappings) if private else "",
         trees=trees,
         views=tuple(rootfs.made_by_zygote(spec)),
         sysctls=sysctls,
@@ -363,7 +363,7 @@ def device_rules(spec: ContainerSpec) -> list[DeviceRule]:
     return [*rules, *spec.device_rules]
 
 
-def _map(mappings: tuple[IdMapping, ...]) -> str:
+def map_text(mappings: tuple[IdMapping, ...]) -> str:
     """Return the text of /proc/PID/uid_map (user_namespaces(7))."""
     return "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)
 

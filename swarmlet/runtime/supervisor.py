@@ -27,6 +27,7 @@ import secrets
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -34,19 +35,20 @@ from pathlib import Path
 
 import trio
 
-from swarmlet.runtime import cgroups
+from swarmlet.runtime import cgroups, idranges
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure
 from swarmlet.runtime.host import Host
 from swarmlet.runtime.idranges import IdRanges, read_ranges, refusal
 from swarmlet.runtime.logs import LogLine, read_logs
-from swarmlet.runtime.plan import Plan, exec_plan, plan, removal
+from swarmlet.runtime.plan import Plan, exec_plan, map_text, plan, removal
 from swarmlet.runtime.rootfs import Place
 from swarmlet.runtime.seccomp import Filters
 from swarmlet.runtime.sessions import Pipes, Session, TerminalStream, close_all
 from swarmlet.runtime.spec import (
     CONTAINER_ID,
     ContainerSpec,
+    IdMapping,
     Process,
     Resources,
     signal_number,
@@ -79,11 +81,12 @@ class Supervisor(ContainerTable):
             run_dir=run_dir, state_dir=state_dir, cgroup_parent=cgroup_parent, host=host
         )
         self.id_ranges = id_ranges or read_ranges()
+        # Anywhere: a network that an earlier daemon gave away still has its range.
+        first = secrets.randbelow(self.id_ranges.count // self.id_ranges.size)
+        self._range_given = self.id_ranges.base + first * self.id_ranges.size
         self._filters = Filters(self.host)
-
-    def user_namespaces_refused(self) -> str:
-        """Return why containers here cannot have user namespaces of their own; "" if they can."""
-        return refusal(self.host, str(self.state_dir))
+        #: why containers here cannot have user namespaces of their own; "" if they can
+        self.user_namespaces_refused = refusal(self.host, str(self.state_dir))
 
     # Creation.
 
@@ -99,7 +102,7 @@ class Supervisor(ContainerTable):
         if container_id in self._records:
             raise RuntimeFailure(container_id, f"the container {container_id} exists already")
         place = self._place(container_id)
-        spec = self._with_ids(spec)
+        spec = await self._with_ids(spec)
         made = await self._plan(spec, place)
         state = ContainerState(
             id=container_id,
@@ -128,13 +131,43 @@ class Supervisor(ContainerTable):
             record.lock.release()
         logger.info("container created id=%s pid=%d", container_id, record.state.pid)
 
-    def _with_ids(self, spec: ContainerSpec) -> ContainerSpec:
-        """Return *spec* with a range that no other container has, where it asks for one."""
-        if spec.namespaces.user != "private" or spec.uid_mappings:
+    async def _with_ids(self, spec: ContainerSpec) -> ContainerSpec:
+        """Return *spec* with the ids of its user namespace: an owner's, or a range of its own."""
+        namespaces = spec.namespaces
+        if spec.uid_mappings or namespaces.user not in ("private", "network"):
             return spec
-        used = (state.spec for state in self.containers.values())
-        mapping = self.id_ranges.free(m.host_id for s in used for m in s.uid_mappings)
-        return replace(spec, uid_mappings=(mapping,), gid_mappings=(mapping,))
+        mapping = None
+        if namespaces.user == "network":
+            folder = str(self.state_dir)
+            read = partial(idranges.read_owner, namespaces.network, folder)
+            mapping = await trio.to_thread.run_sync(read)
+            if mapping is None:
+                namespaces = replace(namespaces, user="private")
+        mapping = mapping or self._next_range()
+        return replace(
+            spec, namespaces=namespaces, uid_mappings=(mapping,), gid_mappings=(mapping,)
+        )
+
+    def _next_range(self) -> IdMapping:
+        used = (m.host_id for s in self.containers.values() for m in s.spec.uid_mappings)
+        mapping = self.id_ranges.free(used, after=self._range_given)
+        self._range_given = mapping.host_id
+        return mapping
+
+    @asynccontextmanager
+    async def new_network(self) -> AsyncIterator[int]:
+        """Within the block there is a descriptor of a new network namespace, to be kept elsewhere.
+
+        It belongs to a user namespace of its own, of which a container with namespaces.user
+        "network" is root: so it may ping with a raw socket, or with CAP_NET_ADMIN add routes.
+        """
+        ids = map_text((self._next_range(),))
+        answer = await self._request("network", id="", uid_map=ids, gid_map=ids)
+        await self._raise_failed("", answer, [])
+        try:
+            yield answer.descriptors[0]
+        finally:
+            close_all(answer.descriptors)
 
     async def _plan(self, spec: ContainerSpec, place: Place) -> Plan:
         filter_ = await self._filter(spec, spec.process)

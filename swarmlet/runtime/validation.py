@@ -163,14 +163,20 @@ def validate_files(files: tuple[File, ...]) -> None:
 def validate_namespaces(namespaces: Namespaces) -> None:
     for name in ("pid", "network", "ipc", "uts", "cgroup", "user"):
         value = getattr(namespaces, name)
+        allowed = ("private", "host", "network") if name == "user" else ("private", "host")
         require(
-            value in ("private", "host") or value.startswith("/"),
+            value in allowed or value.startswith("/"),
             f"namespaces.{name}",
-            f"must be private, host or an absolute path, not {value!r}",
+            f"must be {', '.join(allowed)} or an absolute path, not {value!r}",
         )
+    require(
+        namespaces.user != "network" or namespaces.network.startswith("/"),
+        "namespaces.user",
+        "is that of a network, but none is joined",
+    )
     # proc(5): only who owns a PID namespace may mount its /proc.
     require(
-        namespaces.user != "private" or not namespaces.pid.startswith("/"),
+        namespaces.user not in ("private", "network") or not namespaces.pid.startswith("/"),
         "namespaces.pid",
         "is another container's: join its user namespace too, or use namespaces.user=host",
     )

@@ -10,6 +10,7 @@ One request a SEQPACKET message, JSON, with descriptors beside it; the answer be
 | op | fields; descriptors | answer |
 | --- | --- | --- |
 | hello | | version, pid |
+| network | uid_map, gid_map | a new network namespace, owned by a new user namespace |
 | list | | items, in parts: `more` is true but for the last |
 | create | id, clone (plan.Clone), cgroup, the streams; plan, trees | facts, or failed |
 | start | id | facts when execve succeeded, or failed |
@@ -59,7 +60,7 @@ from swarmlet.runtime.birth import (
     start_ticks,
 )
 from swarmlet.runtime.child import GO, MASTER, READY
-from swarmlet.runtime.cloning import bear
+from swarmlet.runtime.cloning import bear, make_network
 from swarmlet.runtime.pump import Poller
 
 TYPE_CHECKING = False
@@ -263,6 +264,13 @@ class Zygote:
             part = items[start : start + LIST_ITEMS_MAX]
             more = start + LIST_ITEMS_MAX < len(items)
             self._answer(reply, {"items": part, "more": more})
+
+    def _do_network(self, request: dict[str, Any], _: list[int], reply: Reply) -> None:
+        network = make_network(request["uid_map"], request["gid_map"])
+        try:
+            self._answer(reply, {}, [network])
+        finally:
+            os.close(network)
 
     def _do_create(self, request: dict[str, Any], fds: list[int], reply: Reply) -> None:
         container = Container(request["id"])

@@ -27,6 +27,7 @@ from swarmlet.runtime.idranges import (
     refusal,
 )
 from swarmlet.runtime.spec import (
+    Capabilities,
     ContainerSpec,
     Device,
     File,
@@ -116,12 +117,14 @@ def test_too_many_trees_are_named() -> None:
 # Ranges.
 
 
-@given(st.sets(st.integers(0, 20)))
-def test_the_lowest_free_range_is_taken(used: set[int]) -> None:
+@given(st.sets(st.integers(0, 29), max_size=29), st.integers(-1, 40))
+def test_the_next_free_range_is_taken(used: set[int], last: int) -> None:
     ranges = IdRanges(100_000, 30 * RANGE_SIZE)
-    free = ranges.free(100_000 + number * RANGE_SIZE for number in used)
+    begins = [100_000 + number * RANGE_SIZE for number in used]
+    free = ranges.free(begins, after=100_000 + last * RANGE_SIZE)
     number = (free.host_id - 100_000) // RANGE_SIZE
-    assert number == min(set(range(30)) - used)
+    unused = sorted(set(range(30)) - used)
+    assert number == next((n for n in unused if n > last), unused[0])
     assert (free.container_id, free.size) == (0, RANGE_SIZE)
 
 
@@ -193,7 +196,6 @@ async def test_root_is_nobody_outside(lab: Lab) -> None:
         assert len(bases) == 2, "no two containers share a range"
         await supervisor.remove("a", force=True)
         await supervisor.create("c", lab.spec("true", namespaces=PRIVATE))
-        assert supervisor.containers["c"].spec.uid_mappings[0].host_id == DEFAULT_BASE
         for name in ("b", "c"):
             await supervisor.remove(name, force=True)
     assert host_picture(lab) == before
@@ -340,6 +342,38 @@ async def test_network_of_the_hosts_root(lab: Lab, network: Path) -> None:
         network, Path("/proc/sys/net/ipv4/ping_group_range").read_text
     ).split()
     assert ranges == ["0", "2147483647"], "ping without a raw socket"
+
+
+@pytest.mark.level4
+async def test_network_of_its_own_users(lab: Lab, tmp_path: Path) -> None:
+    """A network that was made for it: its root may ping, and with the capability change it."""
+    path = tmp_path / "netns"
+    async with lab.supervisor() as supervisor:
+        async with supervisor.new_network() as descriptor:
+            netns.run_in_thread(lambda: netns.create(path, descriptor))
+        namespaces = Namespaces(user="network", network=str(path))
+        script = "ip link set lo up && ping -c 1 127.0.0.1 && ls /sys/class/net"
+        may = Capabilities.adjusted(add=["NET_ADMIN"])
+        spec = lab.spec("sh", "-c", script, namespaces=namespaces, capabilities=may)
+        await supervisor.create("c", spec)
+        mapping = supervisor.containers["c"].spec.uid_mappings[0]
+        assert mapping.host_id >= DEFAULT_BASE
+        assert os.stat(f"/proc/{supervisor.containers['c'].pid}").st_uid == mapping.host_id
+        await supervisor.remove("c")
+        code, text = await run(supervisor, spec)
+        assert code == 0, text
+        assert "1 packets received" in text
+        assert text.endswith("lo\n")
+    netns.remove(path)
+
+
+@pytest.mark.level4
+async def test_network_that_the_host_owns_is_only_used(lab: Lab, network: Path) -> None:
+    async with lab.supervisor() as supervisor:
+        namespaces = Namespaces(user="network", network=str(network))
+        await supervisor.create("c", lab.spec("true", namespaces=namespaces))
+        assert supervisor.containers["c"].spec.namespaces.user == "private"
+        await supervisor.remove("c")
 
 
 @pytest.mark.level4
