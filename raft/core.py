@@ -147,6 +147,19 @@ class Raft(Elections):
             self._election_elapsed = 0
             self.campaign()
 
+    @property
+    def ticks_to_act(self) -> int:
+        """Which of the next ticks acts: those before it only count. At least 1.
+
+        A message may change it, and so may a change of the configuration.
+        """
+        if self.role is Role.LEADER:
+            to_check = self.config.election_ticks - self._election_elapsed
+            return min(to_check, self.config.heartbeat_ticks - self._heartbeat_elapsed)
+        if not self._promotable:
+            return self.config.election_ticks
+        return max(1, self._election_timeout - self._election_elapsed)
+
     def _tick_leader(self) -> None:
         self._heartbeat_elapsed += 1
         self._election_elapsed += 1

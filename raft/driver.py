@@ -1,8 +1,9 @@
 """The jobs of a running server: the core's loop, its clock, its disk, its snapshots.
 
-One job owns the core. Whatever happens, a message, a tick, a finished write, is put into its
-inbox; a turn takes all of it, then does what Ready says. The other jobs write (appending.py),
-apply (applying.py), tick, and send snapshots. replica.py has what callers may ask for.
+One job owns the core. Whatever happens, a message, a call, a finished write, is put into its
+inbox; a turn counts the ticks that have passed, takes all of it in, then does what Ready says.
+Between turns it sleeps until something comes, or until the tick that acts. The other jobs write
+(appending.py), apply (applying.py) and send snapshots. replica.py has what callers may ask for.
 """
 
 from __future__ import annotations
@@ -68,7 +69,19 @@ DISK_STALL: Final = 2.0
 REFUSED_CAMPAIGN: Final = (0.02, 0.15)
 #: Seconds that the end of a replica may take for its last write.
 CLOSE_SECONDS: Final = 5.0
+#: Of a tick: sleeping until one is due may end a rounding error before it.
+TICK_ROUNDING: Final = 1e-6
 _READ_NUMBER: Final = struct.Struct("<Q")
+
+
+def ticks_of_pause(planned: int) -> int:
+    """Return what counts of the time after which a server woke that meant to sleep *planned* ticks.
+
+    Half, but at least a tick: it was paused, or held up, and what it waits for may lie unread in
+    a socket. Neither elections nor the leader's checks may come at once; nor never, on a host
+    that is held up again and again.
+    """
+    return max(1, planned // 2)
 
 
 class SnapshotRefused(OSError):
@@ -121,7 +134,8 @@ class Driver:
         self._proposals = Proposals()
         self._inbox: deque[tuple[ServerId, Message]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
-        self._ticks = 0
+        self._ticked_at = 0.0
+        self._planned = 1  # ticks that may pass before the next turn must come
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._reads: dict[int, Read] = {}
@@ -168,7 +182,6 @@ class Driver:
             jobs.start_soon(self._appender.prepare_segments, self._offload)
             jobs.start_soon(self._applier.run)
             jobs.start_soon(self._applier.take_snapshots)
-            jobs.start_soon(self._tick_forever)
             jobs.start_soon(self._campaign_when_orphaned)
             for _ in range(SENDING_MAX):
                 jobs.start_soon(self._send_snapshots)
@@ -234,12 +247,15 @@ class Driver:
     async def _drive(self) -> None:
         """Own the core: take what came in, step it all, then do what Ready says."""
         told = self._brief()
+        self._ticked_at = trio.current_time()
         self._turn()
         if self._core.configuration.all_voters() == [self.server]:
             self._core.campaign()  # there is nobody to wait for
         self._wake.set()
         while True:
-            await self._wake.wait()
+            self._planned = self._ticks_to_act()
+            with trio.move_on_at(self._ticked_at + self._planned * self._config.tick):
+                await self._wake.wait()
             self._wake = trio.Event()
             self._turn()
             brief = self._brief()
@@ -250,8 +266,7 @@ class Driver:
 
     def _turn(self) -> None:
         core = self._core
-        while self._ticks:
-            self._ticks -= 1
+        for _ in range(self._ticks_passed()):
             core.tick()
             self._after_tick()
         while True:
@@ -315,16 +330,20 @@ class Driver:
         self._wake.set()
 
     # Time.
-    async def _tick_forever(self) -> None:
-        """Tick; after a pause once, instead of in a burst that would start an election."""
-        period = self._config.tick
-        due = trio.current_time()
-        while True:
-            due += period
-            await trio.sleep_until(due)
-            due = max(due, trio.current_time() - period)
-            self._ticks += 1
-            self._wake.set()
+    def _ticks_to_act(self) -> int:
+        """Return how many ticks on something may have to be done: until then nobody wakes."""
+        watched = self._reads or self._appender.busy_since is not None
+        return 1 if watched else self._core.ticks_to_act
+
+    def _ticks_passed(self) -> int:
+        """Return the ticks since they were last counted, and count on from here."""
+        period, now = self._config.tick, trio.current_time()
+        passed = int((now - self._ticked_at) / period + TICK_ROUNDING)
+        if passed <= self._planned:
+            self._ticked_at += passed * period
+            return passed
+        self._ticked_at = now
+        return ticks_of_pause(self._planned)
 
     def _after_tick(self) -> None:
         now = trio.current_time()
