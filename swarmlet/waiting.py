@@ -33,6 +33,7 @@ class Bell:
 
     async def wait_beyond(self, rung: int) -> None:
         """Return once it has been rung more often than *rung* times."""
+        if self.rung > rung:
+            await trio.lowlevel.checkpoint()
         while self.rung <= rung:
             await self._event.wait()
-        await trio.lowlevel.checkpoint()
