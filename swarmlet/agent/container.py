@@ -121,25 +121,37 @@ def _users(container: ContainerTemplate, host: Host) -> str:
 
 def healthcheck_of(container: ContainerTemplate, image: ImageConfig) -> Healthcheck | None:
     """The check that applies, with every time filled in; None if there is none."""
-    check = container.healthcheck
-    made = image.healthcheck
-    test = check.test if check is not None and check.test else (made.test if made else ())
-    if not test or test[0] == "NONE":
+    check = merge_healthcheck(container.healthcheck, image)
+    if check is None or not check.test or check.test[0] == "NONE":
         return None
+    return with_default_times(check)
 
-    def pick(name: str, default: float) -> float:
-        own = getattr(check, name) if check is not None else 0.0
-        theirs = getattr(made, name) / NANO if made is not None else 0.0
-        return own or theirs or default
 
-    retries = (check.retries if check else 0) or (made.retries if made else 0) or HEALTH_RETRIES
+def merge_healthcheck(asked: Healthcheck | None, image: ImageConfig) -> Healthcheck | None:
+    """What the user asked for, and where that says nothing what the image says."""
+    made = image.healthcheck
+    if made is None:
+        return asked
+    asked = asked or Healthcheck()
     return Healthcheck(
-        test=test,
-        interval=pick("interval", HEALTH_INTERVAL),
-        timeout=pick("timeout", HEALTH_TIMEOUT),
-        retries=retries,
-        start_period=pick("start_period", 0.0),
-        start_interval=pick("start_interval", 5.0),
+        test=asked.test or made.test,
+        interval=asked.interval or made.interval / NANO,
+        timeout=asked.timeout or made.timeout / NANO,
+        retries=asked.retries or made.retries,
+        start_period=asked.start_period or made.start_period / NANO,
+        start_interval=asked.start_interval or made.start_interval / NANO,
+    )
+
+
+def with_default_times(check: Healthcheck) -> Healthcheck:
+    """*check* with Docker's times where it gives none."""
+    return Healthcheck(
+        test=check.test,
+        interval=check.interval or HEALTH_INTERVAL,
+        timeout=check.timeout or HEALTH_TIMEOUT,
+        retries=check.retries or HEALTH_RETRIES,
+        start_period=check.start_period,
+        start_interval=check.start_interval or 5.0,
     )
 
 

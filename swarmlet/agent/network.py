@@ -34,6 +34,8 @@ RETRY = 1.0
 ATTACH_PATIENCE = 30.0
 #: Seconds that a pass waits for the resolver to listen in new sandboxes.
 RESOLVER_PATIENCE = 2.0
+#: Seconds for which an idle network stays: the next container may be the next command.
+LINGER = 10.0
 NETNS_FOLDER = "netns"
 PLACES_FILE = "network"
 NO_NODE = NodeId("")
@@ -68,6 +70,7 @@ class HostNetwork:
         self._gateways: dict[str, int] = {}
         self._masked: frozenset[NodeId] = frozenset()
         self._is_open = False
+        self._is_leaving = False
         self._wish = Bell()
         self._done = Bell()
         self._granted = 0  # the last wish that a pass has looked at
@@ -111,6 +114,7 @@ class HostNetwork:
         self._own, self._address, self._in_cluster = NO_NODE, self._address_alone, False
         self._assignment, self._masked = Assignment(), frozenset()
         self._sandboxes.clear()
+        self._is_leaving = True
         self.open()
         await self._wait_granted(self._wish.rung)
 
@@ -192,6 +196,7 @@ class HostNetwork:
             await self._remove_all()
         while True:
             while self._is_idle:
+                self._is_leaving = False
                 wish = self._wish.rung
                 self._grant(wish)
                 await self._wish.wait_beyond(wish)
@@ -222,21 +227,22 @@ class HostNetwork:
 
     async def _keep(self) -> None:
         """One pass for each wish, until nobody needs a network on this host."""
-        while not self._is_idle:
+        while not (self._is_idle and self._is_leaving):
             await self._wait_open()
             wish = self._wish.rung
             await self._pass(wish)
-            if self._failures:
-                with trio.move_on_after(RETRY):
-                    await self._wish.wait_beyond(wish)
-            elif not self._is_idle:
+            patience = LINGER if self._is_idle else RETRY if self._failures else float("inf")
+            with trio.move_on_after(patience) as waiting:
                 await self._wish.wait_beyond(wish)
+            if waiting.cancelled_caught and self._is_idle:
+                return
 
     def _has_remains(self) -> bool:
         folder = self._run_dir / NETNS_FOLDER
         return folder.is_dir() and any(folder.iterdir())
 
     async def _remove_all(self) -> None:
+        self._resolver.update({})
         try:
             await self._reconciler.remove_all()
         except (NotConverged, OSError) as exc:

@@ -190,7 +190,7 @@ def _sandbox(
     if not shut_in:
         port = GatewayPort(
             address=gateway[offset],
-            mac=gateway_mac(task.id),
+            mac=mac_of(gateway[offset]),
             interface=f"eth{len(attachments)}",
         )
     return Sandbox(id=SandboxId(task.id), attachments=attachments, gateway=port)
@@ -199,14 +199,18 @@ def _sandbox(
 def _local_sandbox(sandbox: LocalSandbox, place: IPAddress) -> Sandbox:
     port = None
     if sandbox.interface:
-        mac = sandbox.mac or gateway_mac(sandbox.id)
+        mac = sandbox.mac or mac_of(place)
         port = GatewayPort(address=place, mac=mac, interface=sandbox.interface)
     return Sandbox(id=SandboxId(sandbox.id), attachments=sandbox.attachments, gateway=port)
 
 
-def gateway_mac(sandbox: str) -> str:
-    """A MAC that is the same at every start, for a bridge that only this host has."""
-    digest = hashlib.sha256(sandbox.encode()).digest()
+def mac_of(address: IPAddress) -> str:
+    """A MAC for a bridge that only this host has.
+
+    Made from the address, so that who has it next is found by those who remember the last one: the
+    host's neighbour table outlives a container by minutes.
+    """
+    digest = hashlib.sha256(str(address).encode()).digest()
     return "02:" + ":".join(f"{octet:02x}" for octet in digest[:5])
 
 

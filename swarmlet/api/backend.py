@@ -8,7 +8,7 @@ daemon itself and is always there, in a swarm or out of it. Both raise ControlEr
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -35,6 +35,7 @@ from swarmlet.model import (
 if TYPE_CHECKING:
     import trio
 
+    from swarmlet.agent.local.engine import Engine
     from swarmlet.images.store import ImageStore
     from swarmlet.runtime.supervisor import Supervisor
 
@@ -213,6 +214,15 @@ class LocalNode(Protocol):
 
     @property
     def supervisor(self) -> Supervisor: ...
+
+    @property
+    def local(self) -> Engine:
+        """The containers run by hand on this host."""
+        ...
+
+    def start_soon(self, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Have *act* done in the background; it raises nothing but bugs."""
+        ...
 
     def task_containers(self) -> Mapping[TaskId, TaskContainer]: ...
 

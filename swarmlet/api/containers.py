@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
-from swarmlet.api.backend import LocalNode, TaskContainer
-from swarmlet.api.convert_containers import (
-    STATES,
-    TASK_ID,
-    container_labels,
-    container_name,
-    write_container,
-    write_row,
-)
-from swarmlet.api.exchange import Answer, ApiError, Response, Send, Streamed, json_response
+from swarmlet.api.backend import LocalNode
+from swarmlet.api.convert_containers import TASK_ID, write_container, write_row
+from swarmlet.api.convert_local import Around, write_local, write_local_row
+from swarmlet.api.exchange import Answer, ApiError, Send, Streamed, json_response
 from swarmlet.api.filters import (
     Filters,
     matches_exactly,
@@ -25,43 +18,121 @@ from swarmlet.api.filters import (
     matches_prefix,
     parse_filters,
 )
+from swarmlet.api.found import Found, all_containers, find_container
 from swarmlet.api.frames import content_type
 from swarmlet.api.logoptions import LogOptions, parse_log_options, write_line
+from swarmlet.api.remote import on_any_node
 from swarmlet.api.rights import Right
 from swarmlet.api.router import Call, Route
-from swarmlet.manager.errors import Ambiguous, NotFound
-from swarmlet.runtime.state import ContainerState, Status
+from swarmlet.manager.errors import NotFound
+from swarmlet.runtime.state import ContainerState
 
-FILTERS = ("ancestor", "exited", "id", "is-task", "label", "name", "network", "status")
+FILTERS = (
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+)
+STATUSES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
 
 
 async def list_containers(call: Call) -> Answer:
     query = call.request.query
     filters = parse_filters(query, FILTERS)
+    for status in filters.get("status", ()):
+        if status not in STATUSES:
+            raise ApiError(400, f"invalid filter 'status={status[:40]}'")
     limit = query.number("limit", 0)
     wants_all = query.flag("all") or limit > 0 or bool({"status", "exited"} & set(filters))
-    known = _known(call.node)
-    states = sorted(
-        call.node.supervisor.containers.values(), key=lambda s: s.created_at, reverse=True
-    )
-    rows = [
-        write_row(state, known.get(state.id), time.time())
-        for state in states
-        if (wants_all or state.status.running) and _matches(state, known.get(state.id), filters)
+    node = call.node
+    edges = _Edges(node, filters)
+    containers = [
+        found
+        for found in all_containers(node)
+        if (wants_all or found.runs or found.status == "restarting")
+        and edges.include(found)
+        and _matches(node, found, filters)
     ]
-    return json_response(rows[:limit] if limit > 0 else rows)
+    around = around_of(node)
+    sizes = await _sizes(node, containers) if query.flag("size") else {}
+    shown = containers[:limit] if limit > 0 else containers
+    return json_response(
+        [write_found_row(node, found, around) | sizes.get(found.id, {}) for found in shown]
+    )
+
+
+async def _sizes(node: LocalNode, containers: list[Found]) -> dict[str, dict[str, int]]:
+    """SizeRw and SizeRootFs of containers run by hand."""
+    found = {}
+    for container in containers:
+        if container.local is not None:
+            own, image = await node.local.size_of(container.local)
+            found[container.id] = {"SizeRw": own, "SizeRootFs": own + image}
+    return found
+
+
+def write_found_row(node: LocalNode, found: Found, around: Around) -> dict[str, Any]:
+    if found.local is not None:
+        return write_local_row(found.local, bridge_address(node, found), around)
+    assert found.state is not None
+    return write_row(found.state, found.known, around.now)
 
 
 async def inspect_container(call: Call) -> Answer:
-    state, known = find_container(call.node, call.params["id"])
-    return json_response(write_container(state, known))
+    found = find_container(call.node, call.params["id"])
+    return json_response(await write_found(call, found))
+
+
+async def write_found(call: Call, found: Found) -> dict[str, Any]:
+    execs = call.execs.of_container(found.id)
+    if found.local is None:
+        assert found.state is not None
+        return {**write_container(found.state, found.known), "ExecIDs": execs or None}
+    node = call.node
+    document = write_local(
+        found.local,
+        bridge_address(node, found),
+        around_of(node),
+        log_path=node.local.log_path(found.local),
+        execs=execs,
+    )
+    if call.request.query.flag("size"):
+        document |= (await _sizes(node, [found]))[found.id]
+    return document
+
+
+def around_of(node: LocalNode) -> Around:
+    local = node.local
+    return Around(
+        networks=local.networks.table,
+        gateway=local.gateway,
+        volumes=str(local.volumes.folder),
+        now=time.time(),
+    )
+
+
+def bridge_address(node: LocalNode, found: Found) -> str:
+    """The container's address on the host's bridge; "" while it has none."""
+    if found.local is None or not found.local.is_up:
+        return ""
+    return node.local.bridge_address_of(found.local)
 
 
 async def container_logs(call: Call) -> Answer:
-    state, _ = find_container(call.node, call.params["id"])
+    found = find_container(call.node, call.params["id"])
     options = parse_log_options(call.request.query)
-    terminal = state.spec.process.terminal
-    return _stream_logs(call, [state], options, terminal=terminal)
+    states = [found.state] if found.state is not None else []
+    return _stream_logs(call, states, options, terminal=found.terminal)
 
 
 async def task_logs(call: Call) -> Answer:
@@ -107,58 +178,9 @@ def _stream_logs(
     return Streamed(200, produce, (("Content-Type", type_),))
 
 
-async def kill_container(call: Call) -> Answer:
-    state, _ = find_container(call.node, call.params["id"])
-    if not state.status.running:
-        raise ApiError(409, f"container {call.params['id']} is not running: nothing to signal")
-    await call.node.supervisor.kill(state.id, call.request.query.text("signal") or "SIGKILL")
-    return Response(204)
-
-
-async def stop_container(call: Call) -> Answer:
-    state, _ = find_container(call.node, call.params["id"])
-    if not state.status.running:
-        return Response(304)
-    seconds = call.request.query.number("t", -1)
-    signal = call.request.query.text("signal") or None
-    grace = float(seconds) if seconds >= 0 else None
-    await call.node.supervisor.stop(state.id, signal=signal, grace=grace)
-    return Response(204)
-
-
-async def wait_container(call: Call) -> Answer:
-    state, _ = find_container(call.node, call.params["id"])
-
-    async def produce(send: Send) -> None:
-        end = await call.node.supervisor.wait(state.id)
-        await send(b'{"StatusCode":%d}\n' % end.code)
-
-    return Streamed(200, produce, (("Content-Type", "application/json"),))
-
-
-def find_container(node: LocalNode, reference: str) -> tuple[ContainerState, TaskContainer | None]:
-    """By id, by name, by the beginning of the id. Raises NotFound, Ambiguous."""
-    known = _known(node)
-    containers: Mapping[str, ContainerState] = node.supervisor.containers
-    if reference in containers:
-        return containers[reference], known.get(reference)
-    name = reference.removeprefix("/")
-    found = [s for s in containers.values() if container_name(s, known.get(s.id)) == name]
-    found = found or [s for s in containers.values() if s.id.startswith(reference)]
-    if len(found) > 1:
-        # A task that was started again here has several; its latest is meant.
-        tasks = {state.spec.annotations.get(TASK_ID) for state in found}
-        if len(tasks) > 1 or None in tasks:
-            raise Ambiguous("container", reference, len(found))
-        found = [max(found, key=lambda state: state.created_at)]
-    if not found:
-        raise NotFound("container", reference)
-    return found[0], known.get(found[0].id)
-
-
 def container_counts(node: LocalNode) -> dict[str, Any]:
     """Docker's counts of `info`."""
-    states = [STATES[state.status] for state in node.supervisor.containers.values()]
+    states = [found.status for found in all_containers(node)]
     running, paused = states.count("running"), states.count("paused")
     return {
         "Containers": len(states),
@@ -168,37 +190,82 @@ def container_counts(node: LocalNode) -> dict[str, Any]:
     }
 
 
-def _known(node: LocalNode) -> dict[str, TaskContainer]:
-    return {known.container: known for known in node.task_containers().values()}
+class _Edges:
+    """The filters before= and since=: containers made before or after another one."""
+
+    def __init__(self, node: LocalNode, filters: Filters) -> None:
+        self._before = [find_container(node, name) for name in filters.get("before", ())]
+        self._since = [find_container(node, name) for name in filters.get("since", ())]
+
+    def include(self, found: Found) -> bool:
+        return all(found.created_at < edge.created_at for edge in self._before) and all(
+            found.created_at > edge.created_at for edge in self._since
+        )
 
 
-def _matches(state: ContainerState, known: TaskContainer | None, filters: Filters) -> bool:
-    if "exited" in filters:
-        code = str(state.exit.code) if state.exit is not None else ""
-        if state.status is not Status.EXITED or code not in filters["exited"]:
+def _matches(node: LocalNode, found: Found, filters: Filters) -> bool:
+    if "exited" in filters and (
+        found.status != "exited" or str(found.code) not in filters["exited"]
+    ):
+        return False
+    if "network" in filters and not set(_networks(node, found)) & set(filters["network"]):
+        return False
+    if "volume" in filters and not set(_places(found)) & set(filters["volume"]):
+        return False
+    for name, published in (("publish", True), ("expose", False)):
+        if name in filters and not set(_ports(found, published)) & _port_texts(filters[name]):
             return False
-    if "network" in filters:
-        names = set(known.networks) if known is not None else set()
-        if not names & set(filters["network"]):
-            return False
-    image = known.image if known is not None else ""
-    is_task = "true" if TASK_ID in state.spec.annotations else "false"
+    image = found.image
+    digests = (found.local.record.image_id,) if found.local is not None else ()
     return (
-        matches_prefix(filters, "id", state.id)
-        and matches_part(filters, "name", f"/{container_name(state, known)}")
-        and matches_exactly(filters, "status", STATES[state.status])
-        and matches_labels(filters, "label", container_labels(state, known))
-        and matches_prefix(filters, "ancestor", image, image.partition("@")[0])
-        and matches_exactly(filters, "is-task", is_task)
+        matches_prefix(filters, "id", found.id)
+        and matches_part(filters, "name", f"/{found.name}")
+        and matches_exactly(filters, "status", found.status)
+        and matches_exactly(filters, "health", _health(found))
+        and matches_labels(filters, "label", found.labels)
+        and matches_prefix(filters, "ancestor", image, image.partition("@")[0], *digests)
+        and matches_exactly(filters, "is-task", "true" if found.task else "false")
     )
+
+
+def _networks(node: LocalNode, found: Found) -> list[str]:
+    if found.local is None:
+        return list(found.known.networks) if found.known is not None else []
+    ids = [a.network for a in found.local.record.config.attachments]
+    return [*ids, *(node.local.networks.name_of(id_) for id_ in ids)]
+
+
+def _places(found: Found) -> list[str]:
+    """Names of volumes, and where things are mounted."""
+    if found.local is not None:
+        points = found.local.record.config.mounts
+        return [text for p in points for text in (p.source, p.target) if text]
+    assert found.state is not None
+    return [text for mount in found.state.spec.mounts for text in (mount.source, mount.target)]
+
+
+def _ports(found: Found, published: bool) -> list[str]:
+    if found.local is None:
+        return []
+    record = found.local.record
+    ports = [f"{port.port}/{port.protocol}" for port in record.ports]
+    return ports if published else [*record.config.exposed]
+
+
+def _port_texts(wanted: tuple[str, ...]) -> set[str]:
+    return {text if "/" in text else f"{text}/tcp" for text in wanted}
+
+
+def _health(found: Found) -> str:
+    if found.local is None:
+        return "none"
+    health = found.local.health.status.value
+    return "none" if health == "started" else health
 
 
 ROUTES = (
     Route("GET", "/containers/json", list_containers, Right.NODE),
-    Route("GET", "/containers/{id}/json", inspect_container, Right.NODE),
-    Route("GET", "/containers/{id}/logs", container_logs, Right.NODE),
-    Route("POST", "/containers/{id}/kill", kill_container, Right.NODE),
-    Route("POST", "/containers/{id}/stop", stop_container, Right.NODE),
-    Route("POST", "/containers/{id}/wait", wait_container, Right.NODE),
+    Route("GET", "/containers/{id}/json", on_any_node(inspect_container), Right.NODE),
+    Route("GET", "/containers/{id}/logs", on_any_node(container_logs), Right.NODE),
     Route("GET", "/swarmlet/tasks/{id}/logs", task_logs, Right.NODE),
 )

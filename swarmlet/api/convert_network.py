@@ -18,7 +18,7 @@ VXLAN_OPTION = "com.docker.network.driver.overlay.vxlanid_list"
 def read_network_spec(body: Any) -> NetworkSpec:
     """Raises SpecError with the path to the first field that cannot be."""
     fields = Fields(body)
-    subnet, gateway = _read_ipam(fields.child("IPAM"))
+    subnet, gateway = read_ipam(fields.child("IPAM"))
     spec = NetworkSpec(
         name=fields.text("Name"),
         driver=_read_driver(fields),
@@ -32,7 +32,7 @@ def read_network_spec(body: Any) -> NetworkSpec:
     )
     scope = fields.text("Scope", "swarm")
     if scope not in ("", "swarm"):
-        raise SpecError("Scope", f"{scope!r}: networks of one node are not built yet; leave it out")
+        raise SpecError("Scope", f"{scope!r}: an overlay network reaches every node; leave it out")
     if not fields.flag("EnableIPv4", default=True):
         raise SpecError("EnableIPv4", "a network without IPv4 is not built yet; leave it out")
     fields.refuse("EnableIPv6", "IPv6 inside a network is not built yet; leave it out")
@@ -45,17 +45,12 @@ def read_network_spec(body: Any) -> NetworkSpec:
 
 def _read_driver(fields: Fields) -> str:
     driver = fields.text("Driver")
-    if driver in ("", "default", "overlay"):
-        return "overlay"
-    if driver == "bridge":
-        # The docker client sends it when no driver is named.
-        raise SpecError(
-            "Driver", "bridge networks of one node are not built yet; say --driver overlay"
-        )
-    raise SpecError("Driver", f"{driver!r} is not known; say --driver overlay")
+    if driver == "overlay":
+        return driver
+    raise SpecError("Driver", f"{driver!r} is not built; there are bridge and overlay")
 
 
-def _read_ipam(fields: Fields | None) -> tuple[str, str]:
+def read_ipam(fields: Fields | None) -> tuple[str, str]:
     """Return subnet and gateway."""
     if fields is None:
         return "", ""

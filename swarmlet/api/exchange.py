@@ -97,6 +97,16 @@ class Body:
     def __init__(self, receive: Callable[[], Awaitable[bytes]]) -> None:
         self.receive = receive  #: the next chunk; b"" at the end, again and again
 
+    @classmethod
+    def of(cls, data: bytes) -> Body:
+        """A body that was read already, for whoever reads it again."""
+        left = [data]
+
+        async def receive() -> bytes:
+            return left.pop() if left else b""
+
+        return cls(receive)
+
     async def read(self, bytes_max: int = JSON_BYTES_MAX) -> bytes:
         chunks, size = [], 0
         while chunk := await self.receive():

@@ -1,9 +1,11 @@
-"""`docker exec`: a further process in a container of this node, its streams over an upgrade.
+"""`docker exec`: a further process in a container, its streams over an upgrade.
 
 POST /containers/{id}/exec    remember what shall run
-POST /exec/{id}/start         run it; the connection becomes its streams (101)
+POST /exec/{id}/start         run it; the connection becomes its streams (101), or with Detach not
 POST /exec/{id}/resize        the size of its terminal
 GET  /exec/{id}/json          whether it runs, and its exit code
+
+A container of another node is asked for there: what was made there is known by its id here.
 """
 
 from __future__ import annotations
@@ -15,58 +17,68 @@ from typing import Any
 
 import trio
 
-from swarmlet.api.containers import find_container
+from swarmlet.agent.local.specs import all_capabilities
+from swarmlet.api.detachkeys import parse_keys
 from swarmlet.api.exchange import Answer, ApiError, RawStream, Response, Upgraded, json_response
 from swarmlet.api.exectable import Exec
 from swarmlet.api.fields import Fields
-from swarmlet.api.frames import STDERR, STDOUT, content_type, encode_frame
+from swarmlet.api.found import find_container
+from swarmlet.api.frames import STDERR, content_type, encode_frame
+from swarmlet.api.proxy import forward
+from swarmlet.api.remote import on_any_node
 from swarmlet.api.rights import Right
-from swarmlet.api.router import Call, Route
+from swarmlet.api.router import Call, Handler, Route
+from swarmlet.api.streams import CHUNK_BYTES, Wanted, carry
 from swarmlet.manager.errors import SpecError
 from swarmlet.runtime.failures import RuntimeFailure
 from swarmlet.runtime.sessions import Session
 from swarmlet.runtime.spec import User
 from swarmlet.runtime.state import ExitStatus
 
-#: After the process has ended, for what it left in its pipes; a child of it may hold them open.
-OUTPUT_SECONDS = 1.0
 TERMINAL_SIDE_MAX = 10_000
-CHUNK_BYTES = 32 * 1024
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 
 async def create_exec(call: Call) -> Answer:
-    state, _ = find_container(call.node, call.params["id"])
+    found = find_container(call.node, call.params["id"])
     fields = Fields(await call.request.body.json())
     args = fields.texts("Cmd")
-    own = state.spec.process
+    keys = parse_keys(fields.text("DetachKeys"))
+    env, cwd, user = fields.texts("Env"), fields.text("WorkingDir"), fields.text("User")
+    terminal, stdin = fields.flag("Tty"), fields.flag("AttachStdin")
+    privileged = fields.flag("Privileged")
+    # Neither is looked at: what is attached to is said when it is started.
+    fields.ignore("AttachStdout", "AttachStderr", "Detach", "ConsoleSize", "Container")
+    fields.done()
+    if not args or not args[0]:
+        raise SpecError("Cmd", "names no command")
+    if not found.runs or found.state is None:
+        raise ApiError(409, f"container {call.params['id']} is not running")
+    if found.status == "paused":
+        raise ApiError(409, f"Container {call.params['id']} is paused, unpause the container first")
+    own = found.state.spec.process
     process = dataclasses.replace(
         own,
         args=args,
-        env=(*own.env, *fields.texts("Env")),
-        cwd=fields.text("WorkingDir") or own.cwd,
-        terminal=fields.flag("Tty"),
-        stdin=fields.flag("AttachStdin"),
+        env=(*own.env, *env),
+        cwd=cwd or own.cwd,
+        terminal=terminal,
+        stdin=stdin,
+        user=User.parse(user) if user else own.user,
+        capabilities=all_capabilities() if privileged else own.capabilities,
     )
-    if user := fields.text("User"):
-        process = dataclasses.replace(process, user=User.parse(user))
-    fields.ignore("AttachStdout", "AttachStderr", "DetachKeys", "ConsoleSize", "Container")
-    fields.refuse("Detach", "running without its streams is not built yet")
-    fields.refuse("Privileged", "an exec has the rights of its container here; leave it out")
-    fields.done()
-    if not args:
-        raise SpecError("Cmd", "names no command")
-    if not state.status.running:
-        raise ApiError(409, f"container {call.params['id']} is not running")
-    exec_ = call.execs.add(state.id, process, with_stdin=process.stdin)
+    exec_ = call.execs.add(
+        found.id, process, with_stdin=stdin, keys=keys if terminal else b"", privileged=privileged
+    )
+    if found.local is not None:
+        call.node.local.tell(found.local, f"exec_create: {' '.join(args)}", execID=exec_.id)
     return json_response({"Id": exec_.id}, 201)
 
 
 async def start_exec(call: Call) -> Answer:
     exec_ = call.execs.find(call.params["id"])
     fields = Fields(await call.request.body.json())
-    if fields.flag("Detach"):
-        raise ApiError(501, "Detach: running without its streams is not built yet; leave out -d")
+    detach = fields.flag("Detach")
     fields.ignore("Tty", "ConsoleSize")
     fields.done()
     if exec_.was_started:
@@ -76,25 +88,71 @@ async def start_exec(call: Call) -> Answer:
     try:
         session = await call.node.supervisor.exec(exec_.container, exec_.process, exec_id=exec_.id)
     except RuntimeFailure as failure:
-        if not call.request.wants_upgrade:
+        exec_.exit = ExitStatus(_code_of(failure))
+        if detach or not call.request.wants_upgrade:
             raise
         # The docker client shows no refusal of an upgrade: it reads why in the stream.
         return Upgraded(_failing(exec_, failure), type_)
     exec_.session = session
+    _tell(call, exec_, "exec_start")
+    if detach:
+        call.start_soon(_drain, call, exec_, session)
+        return Response(200)
 
     async def run(raw: RawStream) -> None:
-        exec_.exit = await _carry(raw, session, with_stdin=exec_.with_stdin)
+        wanted = Wanted(stdin=exec_.with_stdin, keys=exec_.keys)
+        end = await carry(raw, session, wanted)
+        if end is None:
+            call.start_soon(_drain, call, exec_, session)
+            exec_.is_detached = True
+            _tell(call, exec_, "exec_detach")
+            return
+        exec_.exit = end
+        _tell(call, exec_, "exec_die")
 
     async def close() -> None:
-        exec_.session = None
-        await session.aclose()
+        if not exec_.is_detached:
+            exec_.session = None
+            await session.aclose()
 
     return Upgraded(run, type_, close)
 
 
+async def _drain(call: Call, exec_: Exec, session: Session) -> None:
+    """Nobody looks at what a detached exec writes, and it must not hang for that."""
+    async with session, trio.open_nursery() as nursery:
+
+        async def drain(stream: trio.abc.ReceiveStream) -> None:
+            while await stream.receive_some(CHUNK_BYTES):
+                pass
+
+        nursery.start_soon(drain, session.stdout)
+        if session.stderr is not None:
+            nursery.start_soon(drain, session.stderr)
+        if not exec_.is_detached:
+            await session.close_stdin()
+        exec_.exit = await session.wait()
+        exec_.session = None
+        nursery.cancel_scope.cancel()
+    _tell(call, exec_, "exec_die")
+
+
+def _tell(call: Call, exec_: Exec, action: str) -> None:
+    local = call.node.local.containers.get(exec_.container)
+    if local is None:
+        return
+    if action == "exec_start":
+        action = f"exec_start: {' '.join(exec_.process.args)}"
+    more = {"exitCode": str(exec_.exit.code)} if exec_.exit is not None else {}
+    call.node.local.tell(local, action, execID=exec_.id, **more)
+
+
+def _code_of(failure: RuntimeFailure) -> int:
+    return NOT_FOUND if failure.errno == errno.ENOENT else NOT_EXECUTABLE
+
+
 def _failing(exec_: Exec, failure: RuntimeFailure) -> Callable[[RawStream], Awaitable[None]]:
     """What tells in a stream that the command was never run; a shell's exit codes."""
-    exec_.exit = ExitStatus(NOT_FOUND if failure.errno == errno.ENOENT else NOT_EXECUTABLE)
 
     async def run(raw: RawStream) -> None:
         text = f"{failure}\r\n".encode()
@@ -103,53 +161,17 @@ def _failing(exec_: Exec, failure: RuntimeFailure) -> Callable[[RawStream], Awai
     return run
 
 
-async def _carry(raw: RawStream, session: Session, *, with_stdin: bool) -> ExitStatus:
-    """Carry the streams until the process has ended; return how."""
-    outputs = [(STDOUT, session.stdout)]
-    if session.stderr is not None:
-        outputs.append((STDERR, session.stderr))
-    open_outputs = len(outputs)
-    all_read = trio.Event()
-    sending = trio.Lock()  # one frame after the other
-
-    async def carry_output(number: int, stream: trio.abc.ReceiveStream) -> None:
-        nonlocal open_outputs
-        while data := bytes(await stream.receive_some(CHUNK_BYTES)):
-            async with sending:
-                await raw.send_all(data if session.terminal else encode_frame(number, data))
-        open_outputs -= 1
-        if not open_outputs:
-            all_read.set()
-
-    async def carry_input() -> None:
-        while data := await raw.receive_some():
-            if not with_stdin or session.stdin is None:
-                continue
-            try:
-                await session.stdin.send_all(data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # it reads no more
-        await session.close_stdin()
-
-    async with trio.open_nursery() as nursery:
-        for number, stream in outputs:
-            nursery.start_soon(carry_output, number, stream)
-        if with_stdin:
-            nursery.start_soon(carry_input)
-        else:
-            await session.close_stdin()
-        end = await session.wait()
-        with trio.move_on_after(OUTPUT_SECONDS):
-            await all_read.wait()
-        nursery.cancel_scope.cancel()
-    return end
+def terminal_size(call: Call) -> tuple[int, int]:
+    """Rows and columns of a call of resize. Raises ApiError."""
+    rows, columns = (call.request.query.number(name, 0) for name in ("h", "w"))
+    if not (0 < rows <= TERMINAL_SIDE_MAX and 0 < columns <= TERMINAL_SIDE_MAX):
+        raise ApiError(400, "h, w: the size of the terminal is missing or too large")
+    return rows, columns
 
 
 async def resize_exec(call: Call) -> Answer:
     exec_ = call.execs.find(call.params["id"])
-    rows, columns = (call.request.query.number(name, 0) for name in ("h", "w"))
-    if not (0 < rows <= TERMINAL_SIDE_MAX and 0 < columns <= TERMINAL_SIDE_MAX):
-        raise ApiError(400, "h, w: the size of the terminal is missing or too large")
+    rows, columns = terminal_size(call)
     if exec_.session is not None:
         exec_.session.resize(rows, columns)
     return Response(200)
@@ -166,7 +188,8 @@ async def inspect_exec(call: Call) -> Answer:
             "tty": process.terminal,
             "entrypoint": process.args[0],
             "arguments": list(process.args[1:]),
-            "privileged": False,
+            "privileged": exec_.privileged,
+            "user": process.user.user,
         },
         "OpenStdin": exec_.with_stdin,
         "OpenStdout": True,
@@ -179,9 +202,21 @@ async def inspect_exec(call: Call) -> Answer:
     return json_response(document)
 
 
+def _where_it_runs(handler: Handler) -> Handler:
+    """Hand the call on to the node on which the exec was made, if that is another one."""
+
+    async def handle(call: Call) -> Answer:
+        node = call.execs.node_of(call.params["id"])
+        if node is None:
+            return await handler(call)
+        return await forward(call.request, call.node, to=node)
+
+    return handle
+
+
 ROUTES = (
-    Route("POST", "/containers/{id}/exec", create_exec, Right.NODE),
-    Route("POST", "/exec/{id}/start", start_exec, Right.NODE),
-    Route("POST", "/exec/{id}/resize", resize_exec, Right.NODE),
-    Route("GET", "/exec/{id}/json", inspect_exec, Right.NODE),
+    Route("POST", "/containers/{id}/exec", on_any_node(create_exec), Right.NODE),
+    Route("POST", "/exec/{id}/start", _where_it_runs(start_exec), Right.NODE),
+    Route("POST", "/exec/{id}/resize", _where_it_runs(resize_exec), Right.NODE),
+    Route("GET", "/exec/{id}/json", _where_it_runs(inspect_exec), Right.NODE),
 )

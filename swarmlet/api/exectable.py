@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swarmlet.api.exchange import ApiError
 from swarmlet.manager.errors import NotFound
+from swarmlet.model import NodeId
 
 if TYPE_CHECKING:
     from swarmlet.runtime.sessions import Session
@@ -26,9 +27,12 @@ class Exec:
     container: str
     process: Process
     with_stdin: bool
+    keys: bytes = b""
+    privileged: bool = False
     session: Session | None = None
     exit: ExitStatus | None = None
     was_started: bool = False
+    is_detached: bool = False
 
 
 class ExecTable:
@@ -36,14 +40,23 @@ class ExecTable:
 
     def __init__(self) -> None:
         self._execs: dict[str, Exec] = {}
+        self._elsewhere: dict[str, NodeId] = {}
 
-    def add(self, container: str, process: Process, *, with_stdin: bool) -> Exec:
+    def add(
+        self,
+        container: str,
+        process: Process,
+        *,
+        with_stdin: bool,
+        keys: bytes = b"",
+        privileged: bool = False,
+    ) -> Exec:
         while len(self._execs) >= EXECS_MAX:
             idle = [e.id for e in self._execs.values() if e.session is None]
             if not idle:
                 raise ApiError(503, f"{EXECS_MAX} execs run at once; end one of them first")
             del self._execs[idle[0]]
-        exec_ = Exec(secrets.token_hex(32), container, process, with_stdin)
+        exec_ = Exec(secrets.token_hex(32), container, process, with_stdin, keys, privileged)
         self._execs[exec_.id] = exec_
         return exec_
 
@@ -52,3 +65,16 @@ class ExecTable:
         if exec_ is None:
             raise NotFound("exec", id_)
         return exec_
+
+    def of_container(self, container: str) -> list[str]:
+        """Ids of the execs that run in *container*."""
+        return [e.id for e in self._execs.values() if e.container == container and e.session]
+
+    def remember(self, id_: str, node: NodeId) -> None:
+        """The exec *id_* was made on *node*, by way of this one."""
+        while len(self._elsewhere) >= EXECS_MAX:
+            del self._elsewhere[next(iter(self._elsewhere))]
+        self._elsewhere[id_] = node
+
+    def node_of(self, id_: str) -> NodeId | None:
+        return self._elsewhere.get(id_)

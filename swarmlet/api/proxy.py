@@ -1,7 +1,7 @@
-"""Handing a call to the leader as it is: any call, with streams and upgrades.
+"""Handing a call to another node as it is: any call, with streams and upgrades.
 
-The client sees what the leader answered. When the leader cannot be reached it sees why, and
-whether the change that it asked for may have been made.
+The client sees what that node answered: the leader, or the one that has the container. When it
+cannot be reached the client sees why, and whether the change that it asked for may have been made.
 """
 
 from __future__ import annotations
@@ -21,26 +21,55 @@ from swarmlet.api.exchange import (
     Upgraded,
 )
 from swarmlet.api.upstream import FORWARDED, Broken, Head, Upstream, end_to_end
+from swarmlet.manager.errors import Unavailable
+from swarmlet.model import NodeId
 
+#: While there is no leader: so long its election is waited for.
+RETRY_SECONDS, RETRY_PAUSE = 5.0, 0.25
 #: For the leader to answer: it waits for its managers to agree.
 ANSWER_SECONDS = 60.0
 #: Answers that are no longer are sent on whole, so that the client sees their length.
 WHOLE_BYTES_MAX = 1 << 20
 
 
-async def forward(request: Request, node: LocalNode) -> Answer:
-    """Hand *request* to the leader and return its answer. Raises Unavailable or ApiError."""
-    upstream = Upstream(await node.dial_api(None))
-    try:
-        head = await _ask(request, node, upstream)
-        return await _relay(head, upstream)
-    except BaseException:
-        with trio.CancelScope(shield=True):
-            await upstream.aclose()
-        raise
+async def forward(
+    request: Request, node: LocalNode, *, to: NodeId | None = None, target: str = ""
+) -> Answer:
+    """Hand *request* to node *to*, or to the leader, and return its answer.
+
+    While no leader answers it is tried again, for a moment: a call of which nothing was sent yet,
+    or one that only looks. *target* takes the place of the request's own.
+
+    Raises:
+        Unavailable, ApiError: nobody answers, and why.
+    """
+    deadline = trio.current_time() + (RETRY_SECONDS if to is None else 0.0)
+    while True:
+        try:
+            upstream = Upstream(await node.dial_api(to))
+        except Unavailable:
+            if trio.current_time() >= deadline:
+                raise
+            await trio.sleep(RETRY_PAUSE)
+            continue
+        try:
+            head = await _ask(request, node, upstream, target or request.target)
+            if not _may_pass(request, head) or trio.current_time() >= deadline:
+                return await _relay(head, upstream)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await upstream.aclose()
+            raise
+        await upstream.aclose()
+        await trio.sleep(RETRY_PAUSE)
 
 
-async def _ask(request: Request, node: LocalNode, upstream: Upstream) -> Head:
+def _may_pass(request: Request, head: Head) -> bool:
+    """Whether the one who was asked does not lead any more, and it does no harm to ask again."""
+    return head.status == 503 and request.method in ("GET", "HEAD")
+
+
+async def _ask(request: Request, node: LocalNode, upstream: Upstream, target: str) -> Head:
     headers: Headers = (
         *end_to_end(tuple(request.headers.items())),
         (FORWARDED, str(node.status.node_id)),
@@ -49,7 +78,7 @@ async def _ask(request: Request, node: LocalNode, upstream: Upstream) -> Head:
         with trio.fail_after(ANSWER_SECONDS):
             return await upstream.request(
                 request.method,
-                request.target,
+                target,
                 headers=headers,
                 body=request.body,
                 upgrade=request.wants_upgrade,

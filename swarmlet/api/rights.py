@@ -7,8 +7,12 @@ it to the leader, or refuses it with what to do instead.
     PUBLIC    answered              answered           answered
     HOST      answered              refused            refused
     NODE      answered              answered           refused
+    BOTH      answered              answered           answered
     READ      leader (or worker)    by the leader      by the leader, masked
     MANAGE    leader, on managers   by the leader      refused
+
+BOTH is of things that this node and the cluster have (networks): the handler answers for this
+node's to its own socket only, and asks again, with the right of the cluster's half, for the rest.
 
 Calls come from other nodes over mTLS with a role that is the least of certificate and store.
 They are answered or refused and never handed on: so no call can go in circles.
@@ -29,6 +33,7 @@ class Right(enum.Enum):
     PUBLIC = "public"  # says nothing that matters: ping, version
     HOST = "host"  # changes what this node is: init, join, leave
     NODE = "node"  # this node's own things: containers, images, members
+    BOTH = "both"  # this node's and the cluster's: the handler decides again for each half
     READ = "read"  # looks at the cluster
     MANAGE = "manage"  # changes the cluster, or shows its secrets
 
@@ -58,7 +63,7 @@ def decide(
     right: Right, here: LocalStatus, peer: Peer | None, *, forwarded: bool = False
 ) -> Decision:
     """Say what becomes of a call that needs *right*; *forwarded*: another node handed it on."""
-    if right is Right.PUBLIC:
+    if right in (Right.PUBLIC, Right.BOTH):
         return Serve()
     if right is Right.HOST:
         if peer is None:

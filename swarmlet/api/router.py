@@ -15,12 +15,17 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import trio
 
+from swarmlet.agent.container import UnusableTemplate
+from swarmlet.agent.local.errors import LocalError
+from swarmlet.agent.local.networks import Taken
+from swarmlet.agent.local.volumes import BadVolume
+from swarmlet.agent.network import NetworkFailed
 from swarmlet.api.backend import Control, LocalNode
 from swarmlet.api.exchange import (
     Answer,
@@ -62,7 +67,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Ends of a connection, and of the task that serves it.
-ENDS = (trio.BrokenResourceError, trio.ClosedResourceError, trio.Cancelled)
+ENDED = (trio.BrokenResourceError, trio.ClosedResourceError)
+ENDS = (*ENDED, trio.Cancelled)
 
 API_VERSION = (1, 50)
 API_VERSION_MIN = (1, 24)
@@ -113,6 +119,17 @@ class Call:
     params: Mapping[str, str]
     execs: ExecTable
     masked: bool = False
+
+    def start_soon(self, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Have *act* go on in the background, whatever becomes of the call."""
+
+        async def guarded() -> None:
+            try:
+                await act(*arguments)
+            except* (*ENDED, RuntimeFailure, OSError) as failures:
+                logger.debug("background work ended reason=%s", failures.exceptions[0])
+
+        self.node.start_soon(guarded)
 
     @property
     def control(self) -> Control:
@@ -202,6 +219,22 @@ class Router:
                 return Upgraded(_guarded(run, request), content_type, close)
 
 
+async def answer_as(call: Call, right: Right, handler: Handler) -> Answer:
+    """Answer the cluster's half of a call of Right.BOTH: here, by the leader, or not at all.
+
+    Raises ApiError, Unavailable.
+    """
+    request = call.request
+    forwarded = FORWARDED in request.headers
+    match decide(right, call.node.status, request.peer, forwarded=forwarded):
+        case Serve(masked):
+            return await handler(replace(call, masked=masked))
+        case Forward():
+            return await forward(request, call.node)
+        case Refuse(status, message):
+            raise ApiError(status, message)
+
+
 def as_api_error(exc: Exception, request: Request) -> ApiError:
     """The refusal that *exc* is; a bug is logged here, and is one too."""
     match exc:
@@ -211,6 +244,14 @@ def as_api_error(exc: Exception, request: Request) -> ApiError:
             return ApiError(400, str(exc))
         case ControlError():
             return ApiError(exc.status, str(exc))
+        case LocalError():
+            return ApiError(exc.status, str(exc))
+        case UnusableTemplate() | BadVolume():
+            return ApiError(400, str(exc))
+        case Taken():
+            return ApiError(409, str(exc))
+        case NetworkFailed():
+            return ApiError(500, str(exc))
         case ImageError():
             return ApiError(image_status(exc), str(exc))
         case NoSuchContainer():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from swarmlet.api import (
+    attach,
     containers,
     execs,
     images,
+    lives,
     logs,
     networks,
     nodes,
+    remote,
     services,
     swarm,
     system,
@@ -29,6 +32,9 @@ ROUTES: tuple[Route, ...] = (
     *networks.ROUTES,
     *logs.ROUTES,
     *containers.ROUTES,
+    *lives.ROUTES,
+    *attach.ROUTES,
+    *remote.ROUTES,
     *execs.ROUTES,
     *images.ROUTES,
 )

@@ -11,7 +11,7 @@ import logging
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 
 import msgpack
@@ -19,6 +19,7 @@ import trio
 
 from raft.replica import Replica
 from swarmlet import VERSION
+from swarmlet.agent.local.engine import Engine
 from swarmlet.agent.network import HostNetwork
 from swarmlet.api.backend import (
     Event,
@@ -94,6 +95,15 @@ class Daemon:
             state_dir=settings.state_dir,
         )
         self.events = EventBus()
+        self.local = Engine(
+            supervisor=self.supervisor,
+            images=self.images,
+            network=self.network,
+            state_dir=settings.state_dir,
+            host_name=settings.host_name,
+            publish=self.events.tell,
+            rng=random.SystemRandom(),
+        )
         self.node: Node | None = None
         self._vault = Vault(settings.state_dir / IDENTITY_FOLDER)
         self._rng = random.SystemRandom()
@@ -114,7 +124,9 @@ class Daemon:
             await foundation.start(self.images.run)
             await foundation.start(self.supervisor.run)
             await foundation.start(self.network.run)
-            foundation.start_soon(self.events.follow_containers, self.supervisor)
+            foundation.start_soon(self.events.follow_tasks, self.supervisor, self._describe)
+            await self.local.load()
+            await foundation.start(self.local.run)
             foundation.start_soon(self._collect_images)
             async with trio.open_nursery() as work:
                 self._nursery = work
@@ -138,6 +150,7 @@ class Daemon:
             if node is None or not node.agent.link.connected:
                 continue  # what is needed is only known from a manager
             needed = {Digest(digest) for digest in node.agent.needed_images if digest}
+            needed |= {Digest(digest) for digest in self.local.images_in_use}
             try:
                 await self.images.collect(needed)
             except (ImageError, OSError) as exc:
@@ -259,6 +272,17 @@ class Daemon:
     def control(self) -> Control | None:
         term = self.node.manager.term if self.node is not None and self.node.manager else None
         return term.control if term is not None else None
+
+    def start_soon(self, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(act, *arguments)
+
+    def _describe(self, container: str) -> Mapping[str, str]:
+        """What an event says of a task's container beside its labels."""
+        for task in self.task_containers().values():
+            if task.container == container:
+                return {"name": task.name, "image": task.image}
+        return {}
 
     async def dial_api(self, node: NodeId | None) -> trio.abc.Stream:
         if self.node is None:

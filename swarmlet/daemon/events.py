@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
+from swarmlet.agent.local.specs import MARK
 from swarmlet.api.backend import Event
+from swarmlet.api.convert_containers import TASK_NAME
 from swarmlet.runtime.state import ContainerState, Status
 from swarmlet.runtime.supervisor import Supervisor
 
@@ -44,26 +46,48 @@ class EventBus:
         finally:
             self._listeners.discard(send)
 
-    async def follow_containers(self, supervisor: Supervisor) -> None:
-        """Publish what happens to containers, until cancelled."""
-        known: dict[str, Status] = {}
+    def tell(self, kind: str, action: str, id_: str, attributes: Mapping[str, str]) -> None:
+        """Publish that *action* was done to the *kind* of thing *id_*, now."""
+        self.publish(Event(type=kind, action=action, id=id_, at=time.time(), attributes=attributes))
+
+    async def follow_tasks(
+        self, supervisor: Supervisor, describe: Callable[[str], Mapping[str, str]]
+    ) -> None:
+        """Publish what happens to the containers of tasks, until cancelled.
+
+        Those run by hand are told of by who runs them (agent/local). *describe* gives name and
+        image of a task's container.
+        """
+        known: dict[str, tuple[Status, Mapping[str, str]]] = {}
         async with supervisor.subscribe() as changes:
             async for container, state in changes:
-                before = known.get(container)
+                before, attributes = known.get(container, (None, {}))
                 if state is None:
-                    known.pop(container, None)
-                    self.publish(_event(container, "destroy", None))
-                elif state.status is not before:
-                    known[container] = state.status
-                    action = _ACTIONS.get(state.status)
-                    if action is not None:
-                        self.publish(_event(container, action, state))
+                    if known.pop(container, None) is not None:
+                        self.tell("container", "destroy", container, attributes)
+                    continue
+                if MARK in state.spec.annotations:
+                    continue
+                if state.status is before:
+                    continue
+                attributes = _attributes(state, describe(container) or attributes)
+                known[container] = state.status, attributes
+                for action in _actions(before, state):
+                    more = {"exitCode": str(state.exit.code)} if state.exit is not None else {}
+                    self.tell("container", action, container, {**attributes, **more})
 
 
-def _event(container: str, action: str, state: ContainerState | None) -> Event:
-    attributes = dict(state.spec.annotations) if state is not None else {}
-    if state is not None and state.exit is not None:
-        attributes["exitCode"] = str(state.exit.code)
-    return Event(
-        type="container", action=action, id=container, at=time.time(), attributes=attributes
-    )
+def _actions(before: Status | None, state: ContainerState) -> tuple[str, ...]:
+    match before, state.status:
+        case Status.PAUSED, Status.RUNNING:
+            return ("unpause",)
+        case _, Status.EXITED if state.exit is not None and state.exit.oom_killed:
+            return ("oom", "die")
+        case _, status if status in _ACTIONS:
+            return (_ACTIONS[status],)
+    return ()
+
+
+def _attributes(state: ContainerState, known: Mapping[str, str]) -> dict[str, str]:
+    name = state.spec.annotations.get(TASK_NAME, state.id)
+    return {"name": name, **state.spec.annotations, **known}

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trio
 import trio.testing
 
+from swarmlet.agent.assignment import Assignment
+from swarmlet.agent.local.nettable import NetworkTable
+from swarmlet.agent.local.volumes import Volumes
 from swarmlet.api.backend import (
     Event,
     InitRequest,
@@ -464,6 +470,20 @@ class FakeSupervisor:
         return end
 
 
+class FakeEngine:
+    """A host on which nothing was run by hand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.containers: dict[str, Any] = {}
+        self.gateway = ip_network("172.31.192.0/20")
+        host: Any = SimpleNamespace(gateway=self.gateway, assignment=Assignment())
+        self.networks = NetworkTable(
+            folder / "networks", host, list, lambda *_: None, random.Random(1)
+        )
+        self.volumes = Volumes(folder / "volumes")
+        self.images_in_use: set[str] = set()
+
+
 class FakeNode:
     """One daemon of the cluster, or one that is in no swarm yet."""
 
@@ -471,6 +491,7 @@ class FakeNode:
         self._fake = fake
         self.images: Any = ImageStore(fake.folder / NAMES[id_] / "images")
         self.supervisor: Any = FakeSupervisor(fake.folder / NAMES[id_] / "logs")
+        self.local: Any = FakeEngine(fake.folder / NAMES[id_])
         self.left: list[bool] = []
         self.joined: list[JoinRequest] = []
         self.initialised: list[InitRequest] = []
@@ -516,6 +537,10 @@ class FakeNode:
             lambda: serve_stream(theirs, router.respond, peer=peer), name=f"api of {target}"
         )
         return mine
+
+    def start_soon(self, act: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._fake.nursery is not None
+        self._fake.nursery.start_soon(act, *arguments)
 
     def task_containers(self) -> Mapping[TaskId, TaskContainer]:
         return self.containers

@@ -175,8 +175,8 @@ async def test_what_is_not_built_is_refused_by_name(docker: Docker) -> None:
     assert "secrets are not built yet" in text
     text = await docker.run("service create --mode replicated-job busybox", code=1)
     assert "Mode.ReplicatedJob: jobs are not built yet" in text
-    text = await docker.run("network create solo", code=1)
-    assert "Driver: bridge networks of one node are not built yet; say --driver overlay" in text
+    text = await docker.run("network create -d macvlan solo", code=1)
+    assert "Driver: 'macvlan' is not built; there are bridge and overlay" in text
     text = await docker.run("service create --generic-resource gpu=1 busybox", code=1)
     assert "TaskTemplate.Resources.Reservations.GenericResources" in text
 

@@ -193,7 +193,7 @@ async def test_container_logs_by_name_id_and_beginning(web: Api) -> None:
         "Bad parameters: you must choose at least one stream",
     )
     reply = await web.call("GET", f"/containers/nope/logs?{ALL}")
-    assert (reply.status, reply.message) == (404, "container nope not found")
+    assert (reply.status, reply.message) == (404, "No such container: nope")
     for query in ("tail=x", "since=yesterday", "until=1e99"):
         reply = await web.call("GET", f"/containers/{state.id}/logs?{ALL}&{query}")
         assert reply.status == 400

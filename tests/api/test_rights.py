@@ -95,29 +95,33 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
     assert by_right[Right.PUBLIC] == ["GET /_ping", "GET /version"]
     assert by_right[Right.HOST] == ["POST /swarm/init", "POST /swarm/join", "POST /swarm/leave"]
     assert by_right[Right.READ] == [
-        "GET /networks",
-        "GET /networks/{id}",
         "GET /nodes",
         "GET /nodes/{id}",
         "GET /services",
         "GET /services/{id}",
         "GET /services/{id}/logs",
         "GET /swarmlet/cluster",
+        "GET /swarmlet/containers/{id}",
         "GET /tasks",
         "GET /tasks/{id}",
         "GET /tasks/{id}/logs",
     ]
     assert by_right[Right.MANAGE] == [
-        "DELETE /networks/{id}",
         "DELETE /nodes/{id}",
         "DELETE /services/{id}",
         "GET /swarm",
-        "POST /networks/create",
         "POST /nodes/{id}/update",
         "POST /services/create",
         "POST /services/{id}/update",
         "POST /swarm/update",
         "POST /swarmlet/tokens",
+    ]
+    assert by_right[Right.BOTH] == [
+        "DELETE /networks/{id}",
+        "GET /networks",
+        "GET /networks/{id}",
+        "POST /networks/create",
+        "POST /networks/prune",
     ]
     for name in by_right[Right.NODE]:
         assert name.split()[1].split("/")[1] in {
@@ -127,5 +131,6 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
             "exec",
             "images",
             "info",
+            "networks",
             "swarmlet",
         }

@@ -184,7 +184,8 @@ async def test_network_is_created_used_shown_and_refused_removal(api: Api) -> No
     assert shown["Peers"] == [{"Name": H1[:12], "IP": "10.0.0.1"}]
     reply = await api.call("DELETE", "/networks/shop")
     assert (reply.status, "in use by service web" in reply.message) == (409, True)
-    assert [n["Name"] for n in (await api.call("GET", "/networks")).json] == ["ingress", "shop"]
+    names = [n["Name"] for n in (await api.call("GET", "/networks")).json]
+    assert names == ["bridge", "host", "ingress", "none", "shop"]
     reply = await api.call("GET", '/networks?filters={"dangling":["true"]}')
     assert reply.json == []
     await api.call("DELETE", "/services/web")
@@ -196,14 +197,19 @@ async def test_network_is_created_used_shown_and_refused_removal(api: Api) -> No
 
 async def test_networks_that_cannot_be_are_refused_by_path(api: Api) -> None:
     for body, message in (
-        ({"Driver": "bridge"}, "Driver: bridge networks of one node are not built yet"),
+        ({"Driver": "macvlan"}, "Driver: 'macvlan' is not built"),
         ({"EnableIPv6": True}, "EnableIPv6: IPv6 inside a network is not built yet"),
+        ({"Driver": "bridge", "EnableIPv6": True}, "EnableIPv6: IPv6 inside a network"),
         ({"Scope": "local"}, "Scope: 'local'"),
+        ({"Driver": "bridge", "Scope": "global"}, "Scope: 'global' is not local or swarm"),
+        ({"Driver": "bridge", "Options": {"foo": "bar"}}, "Options.foo: is not built"),
+        ({"Driver": "bridge", "IPAM": {"Config": [{"Subnet": "x"}]}}, "subnet 'x'"),
         ({"IPAM": {"Config": [{"IPRange": "x"}]}}, "IPAM.Config[0].IPRange"),
         ({"IPAM": {"Config": [{"Subnet": "10.0.0.1/24"}]}}, "ipam.config[0].subnet"),
         ({"Options": {"foo": "bar"}}, "options.foo"),
     ):
-        reply = await api.call("POST", "/networks/create", {"Name": "n", **body})
+        asked = {"Name": "n", "Driver": "overlay", **body}
+        reply = await api.call("POST", "/networks/create", asked)
         assert reply.status == 400
         assert message in reply.message
 

@@ -17,6 +17,7 @@ from swarmlet.agent.container import (
     PROPAGATION,
     UnusableTemplate,
     log_config,
+    merge_healthcheck,
 )
 from swarmlet.agent.local.records import (
     HOST_NETWORK,
@@ -28,7 +29,6 @@ from swarmlet.agent.local.records import (
     MountPoint,
 )
 from swarmlet.images.config import ImageConfig
-from swarmlet.model import Healthcheck
 from swarmlet.runtime import spec as oci
 from swarmlet.runtime.defaults import CAPABILITIES, MASKED_PATHS, READONLY_PATHS, SHM_BYTES
 
@@ -36,6 +36,7 @@ from swarmlet.runtime.defaults import CAPABILITIES, MASKED_PATHS, READONLY_PATHS
 MARK = "swarmlet.local"
 STOP_GRACE = 10.0
 ID_CHARACTERS = 12
+HOST_GATEWAY = "host-gateway"
 MOUNT_OPTIONS: tuple[Literal["nosuid", "nodev", "noexec"], ...] = ("nosuid", "nodev", "noexec")
 
 
@@ -49,6 +50,7 @@ class Surroundings:
     address: str  # the container's first, for /etc/hosts; "" without a network
     resolver: str  # the address to ask for names; "" leaves the host's own resolvers
     host_name: str
+    host_gateway: str  # what `--add-host name:host-gateway` means
     host_hosts: str  # text of the host's /etc/hosts
     host_resolv_conf: str
     ipc: str = "private"  # a namespace file, "private" or "host"
@@ -83,7 +85,7 @@ def merge(config: ContainerConfig, image: ImageConfig) -> ContainerConfig:
         user=config.user or image.user,
         directory=config.directory or image.working_dir,
         stop_signal=config.stop_signal or image.stop_signal,
-        healthcheck=_merge_healthcheck(config.healthcheck, image),
+        healthcheck=merge_healthcheck(config.healthcheck, image),
         exposed=tuple(dict.fromkeys((*image.exposed_ports, *config.exposed))),
         volumes=tuple(dict.fromkeys((*image.volumes, *config.volumes))),
     )
@@ -103,30 +105,6 @@ def _merge_env(image: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
         else:
             env.pop(name, None)  # Docker: a bare name takes the variable away
     return tuple(env.values())
-
-
-def _merge_healthcheck(asked: Healthcheck | None, image: ImageConfig) -> Healthcheck | None:
-    made = image.healthcheck
-    if made is None:
-        return asked
-    base = Healthcheck(
-        test=made.test,
-        interval=made.interval / NANO,
-        timeout=made.timeout / NANO,
-        retries=made.retries,
-        start_period=made.start_period / NANO,
-        start_interval=made.start_interval / NANO,
-    )
-    if asked is None:
-        return base
-    return Healthcheck(
-        test=asked.test or base.test,
-        interval=asked.interval or base.interval,
-        timeout=asked.timeout or base.timeout,
-        retries=asked.retries or base.retries,
-        start_period=asked.start_period or base.start_period,
-        start_interval=asked.start_interval or base.start_interval,
-    )
 
 
 def build(record: ContainerRecord, around: Surroundings) -> oci.ContainerSpec:
@@ -295,6 +273,8 @@ def hosts_text(config: ContainerConfig, hostname: str, around: Surroundings) -> 
         lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for entry in config.hosts:
         name, _, address = entry.partition(":")
+        if address == HOST_GATEWAY:
+            address = around.host_gateway
         lines.append(f"{address}\t{name}")
     if around.address:
         names = f"{hostname}.{config.domainname} {hostname}" if config.domainname else hostname
