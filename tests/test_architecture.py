@@ -138,6 +138,7 @@ PURE = {
     "swarmlet/manager/decisions.py",
     "swarmlet/manager/placement.py",
     "swarmlet/manager/reaper.py",
+    "swarmlet/runtime/bpf.py",
     "swarmlet/runtime/decoding.py",
     "swarmlet/runtime/defaults.py",
     "swarmlet/runtime/devices.py",

@@ -9,9 +9,8 @@ Two drivers with one set of names. Each container has the group `<parent>/<conta
 | CPU used | cpu.stat | cpu.stat of the unified tree, which needs no controller |
 | kill, freeze, emptiness, pressure, devices | cgroup.kill and so on, eBPF | in the unified tree |
 
-Joining a v1 hierarchy takes a lock of the whole kernel (8 ms instead of 0.3 for six of them on a
-loaded machine), so only those with a limit are joined; into the cgroup2 the child is born
-(CLONE_INTO_CGROUP), which takes none.
+Joining a v1 hierarchy costs each process, so only those with a limit are joined; into the cgroup2
+the child is born (CLONE_INTO_CGROUP).
 
 The planning methods are pure; reading and changing a running group is sync: call it in a thread.
 """

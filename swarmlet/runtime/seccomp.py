@@ -1,8 +1,10 @@
-"""System call filters: a profile in Docker's JSON format to classic BPF, by libseccomp.
+"""System call filters: a profile in Docker's JSON format to classic BPF.
 
-`compile_profile` costs about 10 ms, so a `Filters` keeps each program that it made, by profile,
-architecture and capabilities. libseccomp is loaded at the first use by ctypes: of its 60 functions
-seven are needed, and pyseccomp would add a dependency for these lines.
+libseccomp knows the numbers of the calls; the program is ours where the profile is as plain as
+Docker's (bpf.py: a fifth of the instructions), and libseccomp's where one call has rules that
+contradict each other or that it splits in several (`plain` says which). A `Filters` keeps each
+program that it made, by profile and capabilities. libseccomp is loaded at the first use by ctypes:
+of its 60 functions eight are needed, and pyseccomp would add a dependency for these lines.
 
 Sync and not for several threads at a time: libseccomp shares nothing, but the cache is plain.
 """
@@ -12,11 +14,13 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from swarmlet.runtime import bpf
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.host import Host, parse_kernel
 from swarmlet.runtime.seccomp_default import default_profile
@@ -47,17 +51,27 @@ MACHINES = {
     "x86_64": ("amd64", "SCMP_ARCH_X86_64", 0xC000003E),
     "aarch64": ("arm64", "SCMP_ARCH_AARCH64", 0xC00000B7),
 }
+#: libseccomp's name, AUDIT_ARCH of <linux/audit.h>, 64-bit arguments, offset of the numbers.
 ARCHITECTURES = {
-    "SCMP_ARCH_X86_64": b"x86_64",
-    "SCMP_ARCH_X86": b"x86",
-    "SCMP_ARCH_X32": b"x32",
-    "SCMP_ARCH_AARCH64": b"aarch64",
-    "SCMP_ARCH_ARM": b"arm",
+    "SCMP_ARCH_X86_64": (b"x86_64", 0xC000003E, True, 0),
+    "SCMP_ARCH_X86": (b"x86", 0x40000003, False, 0),
+    "SCMP_ARCH_X32": (b"x32", 0xC000003E, True, 0x40000000),
+    "SCMP_ARCH_AARCH64": (b"aarch64", 0xC00000B7, True, 0),
+    "SCMP_ARCH_ARM": (b"arm", 0x40000028, False, 0),
 }
-#: A call above the newest that the filter names is not forbidden but unknown: programs then take
-#: an older one. 65535 instructions are what the kernel takes (BPF_MAXINSNS is 4096).
-INSTRUCTIONS_MAX = 4096
+#: Calls of 32-bit x86 that are many in one: libseccomp splits rules for them.
+MULTIPLEXED = {"socketcall", "ipc"}
+#: What they do has numbers of its own since Linux 4.3 and 5.1 (<asm/unistd_32.h>), which libseccomp
+#: does not tell by name.
+_X86_DIRECT = (
+    "recvmmsg 337 sendmmsg 345 socket 359 socketpair 360 bind 361 connect 362 listen 363 "
+    "accept4 364 getsockopt 365 setsockopt 366 getsockname 367 getpeername 368 sendto 369 "
+    "sendmsg 370 recvfrom 371 recvmsg 372 shutdown 373 semget 393 semctl 394 shmget 395 "
+    "shmctl 396 shmat 397 shmdt 398 msgget 399 msgsnd 400 msgrcv 401 msgctl 402"
+)
+X86_DIRECT = {name: int(n) for name, n in re.findall(r"(\w+) (\d+)", _X86_DIRECT)}
 X32_BIT = 0x40000000
+SECCOMP_RET_ACTION_FULL = 0xFFFF0000
 ENOSYS = 38
 EPERM = 1
 
@@ -176,26 +190,109 @@ def compile_profile(document: Mapping[str, Any], host: Host, capabilities: froze
         int(document.get("defaultErrnoRet") or EPERM),
         "defaultAction",
     )
+    rules = rules_of(document, host, capabilities)
+    names = [MACHINES[host.machine][1], *_architectures(document, host)]
+    tables = plain(rules, default, names, library)
+    if tables is not None:
+        return bpf.assemble(tables, ACTIONS["SCMP_ACT_KILL_PROCESS"])
+    return _by_libseccomp(library, rules, default, names, host)
+
+
+def plain(
+    rules: Sequence[Rule], default: int, names: Sequence[str], library: ctypes.CDLL
+) -> list[bpf.Architecture] | None:
+    """Return what each call gets, by architecture; None when that is not for us to say."""
+    unconditional = {n for rule in rules if not rule.arguments for n in rule.names}
+    if "SCMP_ARCH_X86" in names and not unconditional >= MULTIPLEXED:
+        return None
+    unknown = default
+    if default & SECCOMP_RET_ACTION_FULL == ACTIONS["SCMP_ACT_ERRNO"]:
+        # A call above the newest that the filter names is not forbidden but unknown, as in runc:
+        # programs that try a new call first (glibc does) then take an older one.
+        unknown = ACTIONS["SCMP_ACT_ERRNO"] | ENOSYS
+    tables = []
+    for name in names:
+        token, audit, wide, offset = ARCHITECTURES[name]
+        architecture = library.seccomp_arch_resolve_name(token)
+        entries: dict[int, list[Rule]] = {}
+        newest = 0
+        for rule in rules:
+            for call in rule.names:
+                number = library.seccomp_syscall_resolve_name_arch(architecture, call.encode())
+                if name == "SCMP_ARCH_X86" and number < 0:
+                    number = X86_DIRECT.get(call, -1)
+                number -= offset
+                if number >= 0:  # else another architecture's, or newer than this libseccomp
+                    newest = max(newest, number)
+                    entries.setdefault(number, []).append(rule)
+        calls: dict[int, int | bpf.Conditional] = {}
+        for number, found in entries.items():
+            verdict = _verdict(found, default)
+            if verdict is None:
+                return None
+            calls[number] = verdict
+        tables.append(
+            bpf.Architecture(
+                audit=audit,
+                calls=calls,
+                default=default,
+                unknown=unknown,
+                newest=newest,
+                wide=wide,
+                offset=offset,
+            )
+        )
+    return tables
+
+
+def _verdict(rules: Sequence[Rule], default: int) -> int | bpf.Conditional | None:
+    """Return what a call with these *rules* gets; None when they contradict each other."""
+    changing = [(r, _action(r.action, r.errno, "action")) for r in rules]
+    changing = [(rule, action) for rule, action in changing if action != default]
+    actions = {action for _, action in changing}
+    if not actions:
+        return default
+    if len(actions) > 1:
+        return None
+    (action,) = actions
+    if any(not rule.arguments for rule, _ in changing):
+        return action
+    cases = tuple(
+        tuple(_comparison(*argument) for argument in rule.arguments) for rule, _ in changing
+    )
+    return bpf.Conditional(cases, action, default)
+
+
+def _comparison(index: int, operator: str, value: int, second: int) -> bpf.Comparison:
+    name = operator.removeprefix("SCMP_CMP_")
+    if name == "MASKED_EQ":
+        # libseccomp's order: the mask, then what is left of the argument.
+        return bpf.Comparison(index, name, second & value, value)
+    return bpf.Comparison(index, name, value)
+
+
+def _by_libseccomp(
+    library: ctypes.CDLL, rules: Sequence[Rule], default: int, names: Sequence[str], host: Host
+) -> bytes:
     context = library.seccomp_init(default)
     if not context:
         raise SpecError("seccomp.document.defaultAction: libseccomp does not take it")
     try:
-        for name in _architectures(document, host):
-            library.seccomp_arch_add(
-                context, library.seccomp_arch_resolve_name(ARCHITECTURES[name])
-            )
+        for name in names[1:]:
+            token = ARCHITECTURES[name][0]
+            library.seccomp_arch_add(context, library.seccomp_arch_resolve_name(token))
         # A binary tree instead of a list: a call costs 9 comparisons in place of 300.
         library.seccomp_attr_set(context, SCMP_FLTATR_CTL_OPTIMIZE, 2)
         newest = 0
-        for rule in rules_of(document, host, capabilities):
+        for rule in rules:
             newest = max(newest, _add(library, context, rule, default))
         program = _export(library, context)
     finally:
         library.seccomp_release(context)
-    if str(document.get("defaultAction")) == "SCMP_ACT_ERRNO" and newest:
+    if default & SECCOMP_RET_ACTION_FULL == ACTIONS["SCMP_ACT_ERRNO"] and newest:
         program = _unknown_is_nosys(MACHINES[host.machine][2], newest) + program
-    if len(program) // 8 > INSTRUCTIONS_MAX:
-        raise SpecError(f"seccomp.document: has more than {INSTRUCTIONS_MAX} instructions")
+    if len(program) // 8 > bpf.INSTRUCTIONS_MAX:
+        raise SpecError(f"seccomp.document: has more than {bpf.INSTRUCTIONS_MAX} instructions")
     return program
 
 
@@ -283,6 +380,7 @@ def _library() -> ctypes.CDLL:
     library.seccomp_arch_add.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.seccomp_attr_set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32]
     library.seccomp_syscall_resolve_name.argtypes = [ctypes.c_char_p]
+    library.seccomp_syscall_resolve_name_arch.argtypes = [ctypes.c_uint32, ctypes.c_char_p]
     library.seccomp_rule_add_array.argtypes = [
         ctypes.c_void_p,
         ctypes.c_uint32,
