@@ -18,6 +18,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.seeds import VARIABLE, run_seed
+
 ROOT = Path(__file__).parent.parent
 
 #: name -> the tools in it. All run, so that one run shows all that is wrong.
@@ -151,16 +153,15 @@ def main() -> int:
         "--level", action="append", choices=LEVELS, help="only this level, without the checks"
     )
     parser.add_argument("--seed", type=int, help="replay the random tests of a run from its seed")
-    parser.add_argument("--seeds", type=int, help="how many seeds a simulation plays")
     parser.add_argument("-k", dest="expression", help="only tests whose names match, as in pytest")
     parser.add_argument("pytest", nargs="*", help="after --: more arguments for pytest")
     options = parser.parse_args()
     arguments = list(options.pytest)
     if options.expression:
         arguments += ["-k", options.expression]
-    for name in ("seed", "seeds"):
-        if getattr(options, name) is not None:
-            os.environ[f"SWARMLET_{name.upper()}"] = str(getattr(options, name))
+    if options.seed is not None:
+        os.environ[VARIABLE] = str(options.seed)
+    print(f"--seed {run_seed()} replays what is random in this run")  # and all processes share it
     chosen = options.level or list(LEVELS)
     results = [] if options.level or options.expression else [check(name) for name in CHECKS]
     if os.geteuid() != 0:

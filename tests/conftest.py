@@ -6,9 +6,19 @@ import os
 
 import pytest
 
+from tests.seeds import VARIABLE, run_seed
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write what the golden scripts gave")
+
+
+def pytest_configure() -> None:
+    run_seed()  # now, for processes that share the tests inherit it
+
+
+def pytest_report_header() -> str:
+    return f"{VARIABLE}={run_seed()} replays what is random here"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

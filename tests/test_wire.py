@@ -19,6 +19,7 @@ from swarmlet.identity import messages as identity
 from swarmlet.model import NodeFacts, NodeId, Observation, TaskId, TaskState
 from swarmlet.swim import messages as swim
 from swarmlet.swim.messages import MemberId, short_id
+from tests.seeds import fresh
 
 FRAMES = 10_000
 
@@ -129,7 +130,7 @@ def test_the_numbers_of_the_kinds_never_change() -> None:
 
 
 def test_ten_thousand_mutated_frames_raise_only_bad_message() -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
+    (seed,) = fresh("frames")
     rng = random.Random(seed)
     bodies = [wire.encode(message) for message in SAMPLES]
     for _ in range(FRAMES):

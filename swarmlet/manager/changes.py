@@ -36,6 +36,11 @@ from swarmlet.state import Change, ClusterState, Draft
 
 #: Decisions in one change: a task is about 300 bytes, and an entry must stay far below its limit.
 DECISIONS_MAX = 200
+#: How a paused update goes on when its service is updated again.
+RESUMED = {
+    UpdatePhase.PAUSED: UpdatePhase.UPDATING,
+    UpdatePhase.ROLLBACK_PAUSED: UpdatePhase.ROLLBACK_STARTED,
+}
 ID_CHARACTERS = 25
 ID_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -134,6 +139,8 @@ def put_spec(
 ) -> Service:
     """Give *service* another spec, keeping the template that its tasks were made from.
 
+    *update* is the status of the update that this begins, or resumes if one was paused.
+
     Raises:
         SpecError: a published port is taken.
         Exhausted: no address is left for a virtual one.
@@ -146,7 +153,7 @@ def put_spec(
         spec_version=service.spec_version + replaces,
         virtual_addresses=allocator.virtual_addresses(spec, service),
         ports=allocator.ports(spec, service),
-        update=update if replaces else _unfinished(service.update),
+        update=update if replaces else _continued(service.update, update),
         updated_at=now,
     )
     if replaces:
@@ -155,9 +162,16 @@ def put_spec(
     return changed
 
 
-def _unfinished(status: UpdateStatus | None) -> UpdateStatus | None:
-    """An update under way goes on; of one that is over nothing is said any more, as in Docker."""
-    return status if status is not None and status.phase in UNDER_WAY else None
+def _continued(status: UpdateStatus | None, update: UpdateStatus | None) -> UpdateStatus | None:
+    """An update under way goes on, a paused one begins again with the failures forgotten.
+
+    Of one that is over nothing is said any more, as in Docker.
+    """
+    if status is None or status.phase in UNDER_WAY:
+        return status
+    if update is None or status.phase not in RESUMED:
+        return None
+    return dataclasses.replace(update, phase=RESUMED[status.phase])
 
 
 def delete_service(draft: Draft, service: Service, now: float) -> None:

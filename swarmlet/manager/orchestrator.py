@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from swarmlet.manager.decisions import Decisions, NewTask, SetDesired
 from swarmlet.manager.placement import may_keep, may_start
-from swarmlet.manager.updater import advance
+from swarmlet.manager.updater import UNDER_WAY, advance
 from swarmlet.manager.view import View
 from swarmlet.model import (
     Desired,
@@ -160,8 +160,9 @@ def _fill(view: View, service: Service, tasks: list[Task], new: NewTask) -> Deci
     good = sorted((t for t in wanted if t.id not in lost), key=lambda t: _preference(view, t))
     left = [task for task in wanted if task.id in lost]
     if good:
+        updating = service.update is not None and service.update.phase in UNDER_WAY
         versions = {task.spec_version for task in good}
-        if len(versions) == 1:  # else an update is under way and decides
+        if len(versions) == 1 or not updating:  # else the update decides
             decisions.extend(_retire(good[1:], Desired.SHUTDOWN))
         if view.is_ready(good[0]):
             decisions.extend(_retire(left, Desired.SHUTDOWN))

@@ -353,6 +353,42 @@ def test_an_update_to_a_broken_image_pauses_and_says_why() -> None:
     assert world.images(web) == ["busybox:1"] * 2
 
 
+def test_any_update_of_a_service_resumes_its_paused_update() -> None:
+    world = World(3)
+    world.broken.add("busybox:2")
+    web = world.add_service(dataclasses.replace(service_spec(), update=rolling()))
+    world.tick(6)
+    wanted = dataclasses.replace(service_spec(image="busybox:2"), update=rolling())
+    world.update(web, wanted)
+    world.tick(60)
+    world.broken.clear()
+    world.update(web, dataclasses.replace(wanted, mode=Replicated(4)))  # a scale is one
+    world.tick(60)
+    status = world.state.services[web].update
+    assert status
+    assert status.phase is UpdatePhase.COMPLETED
+    assert world.images(web) == ["busybox:2"] * 4
+
+
+def test_a_node_that_returns_after_a_paused_update_runs_one_task_a_slot() -> None:
+    world = World(2)
+    world.broken.add("busybox:2")
+    web = world.add_service(dataclasses.replace(service_spec(replicas=2), update=rolling()))
+    world.tick(6)
+    wanted = dataclasses.replace(service_spec(image="busybox:2", replicas=2), update=rolling())
+    world.update(web, wanted)
+    world.tick(60)
+    (old,) = (t for t in world.running(web) if t.spec_version == 1)
+    world.drain(next(name for name in world.state.nodes if name != old.node))
+    world.lose(old.node)
+    world.tick(10)
+    assert [t.node for t in world.tasks(web) if t.slot == old.slot] == [old.node, ""]
+    world.broken.clear()
+    world.find_again(old.node)
+    world.tick(60)
+    assert sorted(t.slot for t in world.running(web)) == [1, 2]
+
+
 def test_a_failed_update_rolls_back_by_itself_when_told_so() -> None:
     world = World(3)
     world.broken.add("busybox:2")

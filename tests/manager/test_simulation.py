@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 from collections import Counter
 
 import pytest
@@ -29,8 +28,9 @@ from swarmlet.model import (
 from swarmlet.model.specs import EndpointSpec
 from swarmlet.state import decode_snapshot_untrusted, encode_snapshot
 from tests.manager.world import World, addresses, on_network, service_spec, with_task
+from tests.seeds import fresh
 
-SEEDS = [*range(20), *(random.SystemRandom().randrange(1 << 32) for _ in range(10))]
+SEEDS = [*range(20), *fresh("cluster", 10)]
 
 
 def check_laws(world: World) -> None:

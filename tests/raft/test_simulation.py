@@ -6,13 +6,13 @@ python -m tests.raft.test_simulation chaos 1 500     plays seeds 1 to 500
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 
 import pytest
 
 from tests.raft.modes import MODES, simulate
+from tests.seeds import fresh
 
 #: Seeds of each mode that run every time, and fresh ones besides.
 FIXED = 20
@@ -29,8 +29,8 @@ def test_fixed_seeds(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_fresh_seeds(mode: str) -> None:
-    for _ in range(FRESH):
-        play(mode, random.SystemRandom().getrandbits(32))
+    for seed in fresh(mode, FRESH):
+        play(mode, seed)
 
 
 def play(mode: str, seed: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.lab import Completed, Host, eventually
+from tests.seeds import fresh
 from tests.swarm.cluster import Swarm, swarm
 
 pytestmark = pytest.mark.level5
@@ -105,8 +106,7 @@ async def test_garbage_on_every_port_changes_nothing() -> None:
     async with swarm(1, 1) as s:
         await s.create("web", "--replicas", "2", command=("sleep", "1000"))
         before = {task["ID"] for task in await s.running("web")}
-        seed = random.SystemRandom().randrange(1 << 32)
-        print(f"seed {seed}")
+        (seed,) = fresh("garbage")
         rng = random.Random(seed)
         for host in s.hosts:
             await _throw_datagrams(s, host, rng)
