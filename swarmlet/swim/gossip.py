@@ -219,6 +219,8 @@ class Gossip:
 
     def set_keys(self, keyring: Keyring) -> None:
         """Seal with *keyring*'s primary key, and take packets of all its epochs."""
+        if keyring == self._keyring:
+            return
         self._keyring = keyring
         self._sealer.set_keys(keyring)
         self._opener.set_keys(keyring)
@@ -419,7 +421,7 @@ class Gossip:
             messages = tuple(self._codec.decode_untrusted(opened.payload))
         except UnknownEpoch as exc:
             self._rejected[exc.kind] += 1
-            if exc.epoch > max(self._keyring.keys):
+            if self._keyring.is_newer(exc.epoch):
                 self._key_missing.set()
                 self._key_missing = trio.Event()
         except OldBoot as exc:

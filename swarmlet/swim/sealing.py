@@ -42,7 +42,8 @@ assert PACKET_BYTES_MAX <= 1280 - 40 - 8
 KEY_BYTES = 32
 #: Previous, current and next: a rotation leaves no gap.
 EPOCHS_MAX = 3
-EPOCH_MAX = 0xFFFF
+#: The header has the low bits of an epoch only: a ring's few epochs lie close together.
+EPOCH_SPACE = 1 << 16
 SALT_BYTES = 4
 COUNTER_MAX = (1 << 48) - 1
 #: Packets that may overtake each other and still be taken once each.
@@ -72,7 +73,10 @@ class OwnPacket(BadPacket):
 
 
 class UnknownEpoch(BadPacket):
-    """Sealed under a key that we do not have, or so its unproved header says."""
+    """Sealed under a key that we do not have, or so its unproved header says.
+
+    *epoch*: its low 16 bits, as headers have them.
+    """
 
     kind = "unknown epoch"
 
@@ -106,18 +110,32 @@ class Keyring:
         if self.primary not in self.keys:
             raise ValueError(f"no key of the primary epoch {self.primary}")
         for epoch, key in self.keys.items():
-            if not 0 <= epoch <= EPOCH_MAX or len(key) != KEY_BYTES:
+            if epoch < 0 or len(key) != KEY_BYTES:
                 raise ValueError(f"epoch {epoch}: not a key of {KEY_BYTES} bytes")
+        if len({epoch % EPOCH_SPACE for epoch in self.keys}) < len(self.keys):
+            raise ValueError(f"epochs {sorted(self.keys)} look the same in a header")
 
-    def cipher(self, epoch: int, sender: ShortId, boot: int, salt: bytes) -> AESGCM:
+    @property
+    def mark(self) -> int:
+        """The primary epoch, as headers have it."""
+        return self.primary % EPOCH_SPACE
+
+    def is_newer(self, mark: int) -> bool:
+        """Tell whether a header's *mark* stands for an epoch after all of ours."""
+        return 0 < (mark - max(self.keys)) % EPOCH_SPACE < EPOCH_SPACE // 2
+
+    def cipher(self, mark: int, sender: ShortId, boot: int, salt: bytes) -> AESGCM:
         """Return the cipher of one sender's packets in one life of its.
+
+        Args:
+            mark: the epoch, as headers have it.
 
         Raises:
             UnknownEpoch: the ring has no such key.
         """
-        key = self.keys.get(epoch)
+        key = next((key for epoch, key in self.keys.items() if epoch % EPOCH_SPACE == mark), None)
         if key is None:
-            raise UnknownEpoch(epoch)
+            raise UnknownEpoch(mark)
         # Lengths are fixed but the cluster's, which is last: no two inputs read the same.
         info = b"swarmlet gossip 1" + sender + struct.pack(">I", boot) + salt + self.cluster
         return AESGCM(HKDF(SHA256(), KEY_BYTES, None, info).derive(key))
@@ -138,7 +156,7 @@ class Sealer:
     def set_keys(self, keyring: Keyring) -> None:
         """Seal with *keyring* from now on. The counter goes on, whatever the key."""
         self._keyring = keyring
-        self._cipher = keyring.cipher(keyring.primary, self._sender, self._boot, self._salt)
+        self._cipher = keyring.cipher(keyring.mark, self._sender, self._boot, self._salt)
 
     def set_boot(self, boot: int) -> None:
         """Begin another life: the group knows of later starts than this one was told."""
@@ -162,7 +180,7 @@ class Sealer:
         self._counter += 1
         counter = self._counter.to_bytes(6, "big")
         header = _HEADER.pack(
-            VERSION, flags, self._keyring.primary, self._sender, self._boot, self._salt, counter
+            VERSION, flags, self._keyring.mark, self._sender, self._boot, self._salt, counter
         )
         return header + self._cipher.encrypt(_nonce(counter), payload, header)
 

@@ -159,6 +159,25 @@ def test_keys_of_the_ring_and_no_other() -> None:
     assert caught.value.epoch == 1
 
 
+def test_epochs_go_on_beyond_what_a_header_holds() -> None:
+    """A key for each node that was ever removed: after years the number is a large one."""
+    last = sealing.EPOCH_SPACE - 1
+    keys = {epoch: bytes([epoch & 0xFF]) * 32 for epoch in (last, last + 1, last + 2)}
+    ring = Keyring(b"cluster", keys, last)
+    sealer, receiver = Sealer(ring, A, 1), Opener(ring, B)
+    assert receiver.open_untrusted(sealer.seal(b"before")).payload == b"before"
+    sealer.set_keys(Keyring(b"cluster", keys, last + 2))
+    assert receiver.open_untrusted(sealer.seal(b"after")).payload == b"after"
+
+
+@pytest.mark.parametrize(
+    ("newest", "mark", "newer"),
+    [(1, 2, True), (1, 1, False), (2, 1, False), (0xFFFF, 0, True), (0x10000, 0xFFFF, False)],
+)
+def test_newer_epochs_are_told_across_the_end(newest: int, mark: int, newer: bool) -> None:
+    assert Keyring(b"c", {newest: bytes(32)}, newest).is_newer(mark) is newer
+
+
 def test_replay_is_known_under_every_key() -> None:
     """The counter goes on over a rotation, so a packet stays known after it."""
     sealer, receiver = Sealer(keyring(1), A, 1), opener()
@@ -192,7 +211,8 @@ def test_counter_never_wraps() -> None:
         ({e: bytes(32) for e in range(4)}, 1),
         ({1: bytes(32)}, 2),
         ({1: bytes(31)}, 1),
-        ({1 << 16: bytes(32)}, 1 << 16),
+        ({-1: bytes(32)}, -1),
+        ({1: bytes(32), 1 + sealing.EPOCH_SPACE: bytes(32)}, 1),
     ],
 )
 def test_keyrings_that_cannot_be(keys: dict[int, bytes], primary: int) -> None:
