@@ -1,4 +1,4 @@
-"""`swarmlet daemon`: options and a TOML file become Settings of swarmlet.daemon, which runs.
+"""`swarmlet daemon`: options and a TOML file become those of swarmlet.daemon, which takes over.
 
 The file has the names of the options, with `_` or `-`:
 
@@ -120,7 +120,4 @@ def daemon(config: str | None, **options: Any) -> None:
     # The command line is a client and imports nothing of the daemon otherwise.
     from swarmlet.daemon import run
 
-    try:
-        run(**settings)
-    except OSError as exc:
-        raise Failure(f"the daemon cannot run: {exc}") from None
+    run(**settings)

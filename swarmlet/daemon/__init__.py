@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import os
+import sys
+from typing import NoReturn
 
 
-def run(**options: Any) -> None:
-    """Run the daemon with the options of `swarmlet daemon` until SIGTERM.
+def run(**options: str | int) -> NoReturn:
+    """Become the daemon with the options of `swarmlet daemon`: `python -m swarmlet.daemon`.
 
-    Raises:
-        OSError: it cannot start; the text says why and what to do.
+    The process stays and its program is another, because what the command line has loaded would
+    stay in memory for as long as the daemon lives: 1.7 MB. -P: whoever starts the daemon may be
+    in a folder with modules that are not ours.
     """
-    from swarmlet.daemon.config import Settings
-    from swarmlet.daemon.main import main
-
-    state_dir, run_dir = Path(options.pop("state_dir")), Path(options.pop("run_dir"))
-    main(Settings(state_dir=state_dir, run_dir=run_dir, **options))
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-Pm", "swarmlet.daemon", *words])
