@@ -283,16 +283,18 @@ def remove_mounts(places: Places, report: Report) -> list[str]:
 
 
 def remove_network(places: Places, report: Report) -> list[str]:
-    from pyroute2 import IPRoute
+    from pyroute2 import IPRoute, NetlinkError  # which is no OSError
 
     left = []
     with IPRoute() as routing:
         marked = list(rules_of_ours(routing))
         for rule, table in marked:
-            routing.rule("del", **rule)
-            routing.flush_routes(table=table)
+            with contextlib.suppress(NetlinkError):  # what stays is in the list at the end
+                routing.rule("del", **rule)
+                routing.flush_routes(table=table)
         for index, name in links_of_ours(routing, places.prefix):
-            with contextlib.suppress(OSError):  # it went with its peer
+            # It may go with its peer, or with the namespace of a container that was just killed.
+            with contextlib.suppress(NetlinkError):
                 routing.link("del", index=index)
                 report(f"removed the link {name}")
         if marked:

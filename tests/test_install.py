@@ -241,6 +241,9 @@ async def make_everything(host: Host) -> None:
     ip address add 10.200.0.1/16 dev swl-gw
     ip link add swl-1 type veth peer name gw0 netns {run}/netns/overlay@shop
     ip link set swl-1 alias swl:gw0@task
+    ip link add swl-2 type veth peer name swl-3
+    ip link set swl-2 alias swl:one-end
+    ip link set swl-3 alias swl:other-end
     ip rule add fwmark 0x53000002/0xffffffff table 1392508930 priority 5000
     ip route add 10.99.0.0/16 dev swl-gw table 1392508930
     nft add table ip swl

@@ -3,6 +3,8 @@
 It runs as in a container (systemd's CONTAINER_INTERFACE), in a cgroup below the host's, and knows
 no units but those in a folder of its own, which covers /etc/systemd/system. /proc/sys is read-only
 for it but for the host's network: some settings that systemd makes belong to the whole machine.
+As LXC does, it leaves one /proc uncovered aside: else the kernel would let no container with users
+of its own have one (mount_too_revealing).
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ async def boot(host: Host) -> Systemd:
     units.mkdir(exist_ok=True)
     for name in ("multi-user.target", "sysinit.target", "basic.target", "shutdown.target"):
         (units / name).write_text(f"[Unit]\nDescription=a {name} for the lab\n")
+    aside = shlex.quote(str(host.folder / "proc"))
     group = f"{host.cgroup_parent}/init"
     joins = []
     for root in kernel.cgroup_roots():
@@ -51,6 +54,7 @@ async def boot(host: Host) -> Systemd:
     script = f"""set -e
     {"; ".join(joins)}
     mount -t proc proc /proc
+    mkdir -p {aside} && mount -t proc proc {aside}
     mount --bind /proc/sys /proc/sys
     mount --bind /proc/sys/net /proc/sys/net
     mount -o remount,ro,bind /proc/sys
