@@ -19,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+LIFE_FILE, EXIT_FILE = "life.json", "exit.json"
 CREATING, CREATED, RUNNING, EXITED = "creating", "created", "running", "exited"
 # <linux/pidfd.h>: PIDFD_GET_INFO with the first 64 bytes of struct pidfd_info.
 PIDFD_GET_INFO = 3 << 30 | 64 << 16 | 0xFF << 8 | 11
@@ -37,12 +38,13 @@ class Container:
         self.start_ticks = 0
         self.started_at = 0.0
         self.adopted = False
+        self.goes_on = False  # it launches right after its birth
         self.channel: socket.socket | None = None
         self.master = -1
         self.stdin = -1
         self.log: JsonFileLog | None = None
         self.pumps: dict[str, Pump] = {}
-        self.exit_path = ""
+        self.folder = ""  # where starts and exits are noted; "" for nowhere
         self.wait_status: int | None = None
         self.exited_at = 0.0
         self.forgotten = False
@@ -67,7 +69,7 @@ class Container:
 
     def open_streams(self, poller: Poller, request: dict[str, Any]) -> None:
         """Open the log and the container's FIFOs; both ends of each, so that none is ever alone."""
-        self.exit_path = request["exit_path"]
+        self.folder = request["folder"]
         if request["log"]:
             self.log = JsonFileLog(**request["log"])
         if request["stdin"]:
@@ -81,13 +83,20 @@ class Container:
         self.master = master
         self.pumps["stdout"] = Pump(poller, os.dup(master), "stdout", self.log)
 
+    def start(self, at: float) -> None:
+        """Note that the command runs, on disk as well: if all of us die, the next ones find it."""
+        self.status, self.started_at = RUNNING, at
+        if self.folder:
+            life = {"pid": self.pid, "start_ticks": self.start_ticks, "started_at": at}
+            leave(f"{self.folder}/{LIFE_FILE}", life)
+
     def finish(self, wait_status: int | None, at: float) -> None:
         """Note the exit, take the last output, leave the exit on disk for a later daemon."""
         self.status, self.wait_status, self.exited_at = EXITED, wait_status, at
         for pump in self.pumps.values():
             pump.finish()
-        if self.exit_path:
-            leave_exit(self.exit_path, wait_status, at)
+        if self.folder:
+            leave(f"{self.folder}/{EXIT_FILE}", {"wait_status": wait_status, "at": at})
 
     def close(self, poller: Poller) -> None:
         """Let go of every descriptor."""
@@ -162,12 +171,12 @@ def _stat(pid: int) -> list[str]:
     return text[text.rindex(b")") + 2 :].decode().split()
 
 
-def leave_exit(path: str, wait_status: int | None, at: float) -> None:
-    """Write the exit where the next daemon finds it; a disk that refuses is borne."""
+def leave(path: str, value: dict[str, Any]) -> None:
+    """Write *value* where the next daemon finds it; a disk that refuses is borne."""
     try:
         fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.write(fd, json.dumps({"wait_status": wait_status, "at": at}).encode())
+            os.write(fd, json.dumps(value).encode())
         finally:
             os.close(fd)
         os.replace(f"{path}.new", path)

@@ -22,11 +22,9 @@ from __future__ import annotations
 
 import os
 import posixpath
-import signal
 import stat
 import struct
 import termios
-from binascii import a2b_base64
 
 from swarmlet.runtime import syscalls
 from swarmlet.runtime.launcher import EXIT_FAILED, Launcher
@@ -158,6 +156,9 @@ class Child(Launcher):
                 return
             self.kernel.chmod(path, mode)
 
+    def make_folder(self, path: str, mode: int) -> None:
+        self.kernel.mkdir(path, mode)
+
     def make_node(self, path: str, mode: int, major: int, minor: int, uid: int, gid: int) -> None:
         self.kernel.mknod(path, mode, os.makedev(major, minor))
         if uid or gid:
@@ -166,9 +167,9 @@ class Child(Launcher):
     def make_link(self, path: str, target: str) -> None:
         self.kernel.symlink(target, path)
 
-    def write_secret(self, path: str, content: str, uid: int, gid: int, mode: int) -> None:
+    def write_secret(self, path: str, content: bytes, uid: int, gid: int, mode: int) -> None:
         fd = self.kernel.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        left = memoryview(a2b_base64(content))
+        left = memoryview(content)
         while left:
             left = left[self.kernel.write(fd, left) :]
         self.kernel.close(fd)
@@ -271,9 +272,3 @@ def run(child: Child, plan: dict[str, Any]) -> None:
             os._exit(EXIT_FAILED)
     child.perform(launch, first=len(birth))
     os._exit(EXIT_FAILED)
-
-
-def reset_signals() -> None:
-    """Give the child default signals: Python ignores SIGPIPE, and ignoring survives execve."""
-    syscalls.reset_signals()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import fcntl
 import gc
-import json
+import marshal
 import os
 import resource
 import socket
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: <linux/nsfs.h>
 NS_GET_USERNS = 0xB701
-#: Bytes of a plan that a child will read (secrets of 8 MiB in base64, with room).
+#: Bytes of a plan that a child will read (secrets of 8 MiB, with room).
 PLAN_BYTES_MAX = 16 << 20
 #: Seconds for a helper to clone a child in a user namespace that is there already.
 HELPER_TIMEOUT = 5.0
@@ -282,10 +282,9 @@ def _be_born(
     try:
         # A collection would touch, and so copy, every page that is shared with the zygote.
         gc.disable()
-        child.reset_signals()
         _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams, *trees.values()])
         size = min(os.fstat(plan_fd).st_size, PLAN_BYTES_MAX)
-        plan = json.loads(os.pread(plan_fd, size, 0))
+        plan = marshal.loads(os.pread(plan_fd, size, 0))
         os.close(plan_fd)
         process = child.Child(Linux(), theirs, streams=streams, trees=trees, pidfd=pidfd)
         child.run(process, plan)

@@ -35,6 +35,25 @@ MAPPED_SINCE = {
     "tmpfs": (6, 6),  # idmapped since 6.3, user xattrs since 6.6
 }
 
+#: Folders of proc and sysfs that the kernel keeps empty, for a file system to be mounted on.
+MOUNT_POINTS = (
+    "/sys/fs/binfmt_misc",
+    "/fs/nfsd",
+    "/fs/bpf",
+    "/fs/cgroup",
+    "/fs/fuse/connections",
+    "/fs/pstore",
+    "/fs/selinux",
+    "/fs/smackfs",
+    "/fs/resctrl",
+    "/kernel/config",
+    "/kernel/debug",
+    "/kernel/security",
+    "/kernel/tracing",
+    "/firmware/efi/efivars",
+    "/hypervisor/s390",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class IdRanges:
@@ -118,7 +137,28 @@ def refusal(host: Host, state_dir: str) -> str:
     if host.kernel < MAPPED_SINCE.get(fstype, (999, 0)):
         release = ".".join(map(str, host.kernel))
         return f"{state_dir} is on {fstype}, whose owners kernel {release} cannot map"
+    for fstype in ("proc", "sysfs"):
+        if not is_visible(fstype, mountinfo):
+            return f"no {fstype} that is mounted here shows all of it (is this a container?)"
     return ""
+
+
+def is_visible(fstype: str, mountinfo: str) -> bool:
+    """Whether a user namespace may mount *fstype* (proc, sysfs) anew.
+
+    The kernel lets it if one such mount, which can be written to, shows everything already, so
+    that no other mount covers any of its files (mount_too_revealing in fs/namespace.c). Those on
+    folders that are there to be mounted on do not count.
+    """
+    whole, covered = set(), set()
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        number, parent, _, root, target, options, *_ = left.split()
+        if right.split()[0] == fstype and root == "/" and "ro" not in options.split(","):
+            whole.add(number)
+        if not target.endswith(MOUNT_POINTS):
+            covered.add(parent)
+    return not whole <= covered
 
 
 def file_system_of(path: str, mountinfo: str) -> str:

@@ -16,7 +16,6 @@ import socket
 import stat
 import struct
 import termios
-from binascii import a2b_base64
 
 from swarmlet.runtime import syscalls
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:  # typing costs the zygote half a megabyte
 
 #: Bytes of /etc/passwd or /etc/group that are read: the image wrote them.
 ACCOUNTS_BYTES_MAX = 1 << 20
+#: Of them in one read: a larger buffer would be mapped and unmapped each time.
+READ_BYTES = 32 << 10
 #: Groups that a user may be in (NGROUPS_MAX is 65536; nobody has that many).
 GROUPS_MAX = 1024
 #: The exit code of a child that failed before execve; shells use it for "not found".
@@ -215,8 +216,8 @@ class Launcher:
     def set_no_new_privileges(self) -> None:
         self.kernel.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
 
-    def load_seccomp(self, program: str) -> None:
-        self.kernel.load_seccomp(a2b_base64(program))
+    def load_seccomp(self, program: bytes) -> None:
+        self.kernel.load_seccomp(program)
 
     def execute(self, args: list[str], env: list[str]) -> None:
         variables = dict(entry.split("=", 1) for entry in env)
@@ -252,7 +253,7 @@ class Launcher:
             if not stat.S_ISREG(self.kernel.stat(fd).st_mode):
                 return []
             text = b""
-            while chunk := self.kernel.read(fd, ACCOUNTS_BYTES_MAX - len(text)):
+            while len(text) < ACCOUNTS_BYTES_MAX and (chunk := self.kernel.read(fd, READ_BYTES)):
                 text += chunk
         finally:
             self.kernel.close(fd)

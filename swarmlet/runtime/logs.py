@@ -19,7 +19,7 @@ from typing import BinaryIO
 import trio
 
 from swarmlet.runtime import syscalls
-from swarmlet.runtime.state import EXIT_FILE
+from swarmlet.runtime.birth import EXIT_FILE
 
 #: Bytes read from a log file at a time.
 READ_BYTES = 64 * 1024

@@ -37,6 +37,7 @@ from swarmlet.runtime.steps import (
     HostStep,
     LoopbackUp,
     MakeDirectory,
+    MakeFolder,
     MakeHostNode,
     MakeLink,
     MakeNode,
@@ -287,9 +288,9 @@ def kernel_file_systems(
         for path in driver.joins(place.id, spec.resources):
             hierarchy = next(h for h in host.hierarchies if path.startswith(f"{h.path}/"))
             name = ",".join(hierarchy.controllers)
-            steps.append(EnsureDirectory(f"{cgroups}/{name}", 0o755))
+            steps.append(MakeFolder(f"{cgroups}/{name}", 0o755))
             steps.append(Mount("cgroup", f"{cgroups}/{name}", "cgroup", readonly, name))
-        steps.append(EnsureDirectory(f"{cgroups}/unified", 0o755))
+        steps.append(MakeFolder(f"{cgroups}/unified", 0o755))
         steps.append(Mount("cgroup", f"{cgroups}/unified", "cgroup2", readonly))
     return steps
 
@@ -311,16 +312,16 @@ def devices(spec: ContainerSpec) -> list[BirthStep]:
         else:
             steps.append(MakeNode(d.path, KINDS[d.type] | d.mode, d.major, d.minor, d.uid, d.gid))
     steps += [MakeLink(f"/dev/{name}", target) for name, target in defaults.DEVICE_LINKS]
-    steps.append(EnsureDirectory("/dev/pts", 0o755))
+    steps.append(MakeFolder("/dev/pts", 0o755))
     group = f",gid={TTY_GROUP}" if spec.maps_group(TTY_GROUP) else ""
     data = f"newinstance,ptmxmode=0666,mode=0620{group}"
     steps.append(Mount("devpts", "/dev/pts", "devpts", linux.MS_NOSUID | linux.MS_NOEXEC, data))
-    steps.append(EnsureDirectory("/dev/mqueue", 0o755))
+    steps.append(MakeFolder("/dev/mqueue", 0o755))
     if spec.own_users:
         steps.append(AttachTree("mqueue", "/dev/mqueue"))
     else:
         steps.append(Mount("mqueue", "/dev/mqueue", "mqueue", SAFE))
-    steps.append(EnsureDirectory("/dev/shm", 0o1777))
+    steps.append(MakeFolder("/dev/shm", 0o1777))
     if spec.namespaces.ipc == "host":
         steps.append(AttachTree("shm", "/dev/shm"))
     else:

@@ -1,10 +1,11 @@
 """What is known of a container, and the file that a daemon leaves for the next one.
 
 `ContainerState` is the frozen picture that the supervisor shows. `state.json` in the container's
-state folder is written before each transition, to a temporary name that then replaces the old
-one, so it is whole or old, never half. It is not fsynced, against the rule for other files: what it
-describes ends with the machine's power, and a file that a power cut emptied only says that its
-container is to be removed. The contents of secret files are never in it.
+state folder is written before each transition of the daemon's, to a temporary name that then
+replaces the old one, so it is whole or old, never half; the zygote notes in life.json that the
+command was started, in exit.json how it ended. None is fsynced, against the rule for other files:
+what they describe ends with the machine's power, and a file that a power cut emptied only says that
+its container is to be removed. The contents of secret files are never in them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swarmlet.runtime.birth import EXIT_FILE, LIFE_FILE
 from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.spec import ContainerSpec
 
-STATE_FILE, EXIT_FILE = "state.json", "exit.json"
+STATE_FILE = "state.json"
 VERSION = 1
 
 
@@ -121,6 +123,8 @@ def read_state(folder: str) -> ContainerState | None:
         value = json.loads(Path(folder, STATE_FILE).read_bytes())
         if value["swarmlet-container"] != VERSION:
             return None
+        if value["status"] == Status.CREATING.value:
+            value |= _read_life(folder)
         return ContainerState(
             id=value["id"],
             spec=ContainerSpec.from_json(value["spec"]),
@@ -134,6 +138,19 @@ def read_state(folder: str) -> ContainerState | None:
         )
     except (OSError, ValueError, KeyError, TypeError, SpecError):
         return None
+
+
+def _read_life(folder: str) -> dict[str, Any]:
+    """Return what the zygote left in *folder* when the command was started, if it was."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        value = json.loads(Path(folder, LIFE_FILE).read_bytes())
+        return {
+            "status": Status.RUNNING.value,
+            "pid": int(value["pid"]),
+            "start_ticks": int(value["start_ticks"]),
+            "started_at": float(value["started_at"]),
+        }
+    return {}
 
 
 def read_exit(folder: str) -> tuple[int | None, float] | None:

@@ -8,13 +8,12 @@ Pure. Three places execute steps, each only its own kind:
 | `Plan.birth` | the child, between clone3 and "created" | child.py |
 | `Plan.launch` | the child, between "start" and execve | child.py |
 
-`wire` turns steps into JSON values for the zygote: `[["make_node", {"path": …}], …]`. child.py
+`wire` turns steps into plain values for the zygote: `[("make_node", {"path": …}), …]`. child.py
 has one method of the same name and parameters for each child's step (a test compares them).
 """
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -263,6 +262,14 @@ class EnsureDirectory:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeFolder:
+    """Make the folder *path* on a file system of our own, where nothing else can be."""
+
+    path: str
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
 class MakeNode:
     path: str
     mode: int  # with the type: S_IFCHR or S_IFBLK
@@ -439,6 +446,7 @@ BirthStep: TypeAlias = (
     | MountOverlay
     | PivotRoot
     | EnsureDirectory
+    | MakeFolder
     | MakeNode
     | MakeLink
     | WriteSecret
@@ -468,18 +476,21 @@ ChildStep: TypeAlias = BirthStep | LaunchStep
 Step: TypeAlias = HostStep | ChildStep
 
 
-def wire(steps: Sequence[ChildStep]) -> list[Any]:
-    """Return *steps* as JSON values; bytes become base64 text."""
-    return [
-        [wire_name(type(step)), {f.name: _plain(getattr(step, f.name)) for f in fields(step)}]
-        for step in steps
-    ]
+def wire(steps: Sequence[ChildStep]) -> list[tuple[str, dict[str, Any]]]:
+    """Return *steps* as plain values, which marshal can carry."""
+    found = []
+    for step in steps:
+        kind = type(step)
+        if kind not in _shapes:
+            _shapes[kind] = (wire_name(kind), tuple(field.name for field in fields(kind)))
+        name, names = _shapes[kind]
+        found.append((name, {field: getattr(step, field) for field in names}))
+    return found
+
+
+_shapes: dict[type[Step], tuple[str, tuple[str, ...]]] = {}
 
 
 def wire_name(kind: type[Step]) -> str:
     """Return the name of a kind of step on the wire: make_node for MakeNode."""
     return re.sub("(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
-
-
-def _plain(value: object) -> object:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else value

@@ -20,8 +20,8 @@ wait for one.
 from __future__ import annotations
 
 import errno
-import json
 import logging
+import marshal
 import os
 import secrets
 import signal as signals
@@ -63,6 +63,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for the clean-up of a failed or cancelled creation.
 CLEANUP_TIMEOUT = 30.0
+MARSHAL_VERSION = 4
 
 
 class Supervisor(ContainerTable):
@@ -90,8 +91,11 @@ class Supervisor(ContainerTable):
 
     # Creation.
 
-    async def create(self, container_id: str, spec: ContainerSpec) -> None:
+    async def create(self, container_id: str, spec: ContainerSpec, *, start: bool = False) -> None:
         """Make the container up to "created": everything but execve is done.
+
+        With *start* its command is executed at once, which is a millisecond faster than to call
+        `start` next; a command that cannot be executed is then a failed creation.
 
         Raises:
             SpecError: the spec cannot be meant, or this host cannot do it.
@@ -119,7 +123,7 @@ class Supervisor(ContainerTable):
         try:
             trees = await self._execute(container_id, made.prepare, first=state)
             try:
-                await self._bear(record, made, spec, trees)
+                await self._bear(record, made, spec, trees, start=start)
             finally:
                 close_all(trees)
         except BaseException:
@@ -129,7 +133,8 @@ class Supervisor(ContainerTable):
             raise
         finally:
             record.lock.release()
-        logger.info("container created id=%s pid=%d", container_id, record.state.pid)
+        done = "started" if start else "created"
+        logger.info("container %s id=%s pid=%d", done, container_id, record.state.pid)
 
     async def _with_ids(self, spec: ContainerSpec) -> ContainerSpec:
         """Return *spec* with the ids of its user namespace: an owner's, or a range of its own."""
@@ -180,15 +185,24 @@ class Supervisor(ContainerTable):
         return await trio.to_thread.run_sync(self._filters.program, spec.seccomp, bounding)
 
     async def _bear(
-        self, record: Record, made: Plan, spec: ContainerSpec, trees: list[int]
+        self,
+        record: Record,
+        made: Plan,
+        spec: ContainerSpec,
+        trees: list[int],
+        *,
+        start: bool,
     ) -> None:
         container_id = record.state.id
-        plan_fd = _plan_file(made.birth, made.launch, wait=True, mapped=bool(made.clone.uid_map))
+        plan_fd = _plan_file(
+            made.birth, made.launch, wait=not start, mapped=bool(made.clone.uid_map)
+        )
         try:
             answer = await self._request(
                 "create",
                 [plan_fd, *trees],
                 id=container_id,
+                start=start,
                 clone=asdict(made.clone),
                 cgroup=self.driver.unified(container_id),
                 **self._streams(container_id, spec),
@@ -223,9 +237,6 @@ class Supervisor(ContainerTable):
                 await self._take_facts(record, facts)
             else:
                 self._change(record, started_at=facts["started_at"])
-            await trio.to_thread.run_sync(
-                write_state, self._place(container_id).state, record.state
-            )
         logger.info("container started id=%s pid=%d", container_id, record.state.pid)
 
     async def wait(self, container_id: str) -> ExitStatus:
@@ -509,10 +520,11 @@ def _plan_file(
     """Return a descriptor with the child's plan; its pages are gone when it is closed."""
     fd = os.memfd_create("plan", os.MFD_CLOEXEC)
     plan = {"birth": wire(birth), "launch": wire(launch), "wait": wait, "mapped": mapped}
-    # dumps, not dump: only the former uses the encoder in C, which is ten times as fast.
-    text = json.dumps(plan)
-    with open(fd, "w", closefd=False) as file:
-        file.write(text)
+    # Not JSON: it would be a tenth of a millisecond for each of the two, and secrets are bytes.
+    # Both ends are ours, and this version of the form has been the same since Python 3.4.
+    data = memoryview(marshal.dumps(plan, MARSHAL_VERSION))
+    while data:
+        data = data[os.write(fd, data) :]
     return fd
 
 

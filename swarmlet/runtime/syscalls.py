@@ -30,6 +30,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_CLEAR_SIGHAND = 0x100000000
 CLONE_INTO_CGROUP = 0x200000000
 
 # <sys/mount.h>, <linux/mount.h>
@@ -189,12 +190,13 @@ def _fail(call: str, subject: str = "") -> NoReturn:
 def clone3(flags: int, cgroup_fd: int = -1) -> tuple[int, int]:
     """Fork with *flags* of CLONE_NEW…; return (pid, pidfd), and (0, -1) in the child.
 
-    Call it only in a process with one thread. The child is born in the cgroup2 that *cgroup_fd*
+    Call it only in a process with one thread. The child has the default action for each signal
+    that its parent handles (what is ignored stays so) and is born in the cgroup2 that *cgroup_fd*
     names, unless that is negative. The pidfd is close-on-exec.
     """
     pidfd = ctypes.c_int(-1)
     arguments = _CloneArguments(
-        flags=flags | CLONE_PIDFD,
+        flags=flags | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
         pidfd=ctypes.addressof(pidfd),
         # SIGCHLD; a sibling is its parent's child and inherits the caller's.
         exit_signal=0 if flags & CLONE_PARENT else 17,

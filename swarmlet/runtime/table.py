@@ -27,7 +27,6 @@ from swarmlet.runtime.plan import removal
 from swarmlet.runtime.rootfs import Place
 from swarmlet.runtime.spec import ContainerSpec
 from swarmlet.runtime.state import (
-    EXIT_FILE,
     ContainerState,
     ExitStatus,
     Status,
@@ -135,6 +134,14 @@ class ContainerTable:
         for folder in (self.run_dir / "containers", self.state_dir / "containers"):
             await trio.to_thread.run_sync(hostside.make_directory, str(folder))
         await self._load()
+        try:
+            await self._stay_connected(task_status)
+        finally:
+            if not self._records:
+                # The parents of all groups: a few rmdirs, so not worth a thread.
+                hostside.execute(self.driver.prunes())
+
+    async def _stay_connected(self, task_status: trio.TaskStatus[None]) -> None:
         backoff, started, tries = BACKOFF_MIN, False, 0
         while True:
             try:
@@ -338,7 +345,7 @@ class ContainerTable:
             "stderr": place.stderr,
             "terminal": spec.process.terminal,
             "log": log,
-            "exit_path": f"{place.state}/{EXIT_FILE}",
+            "folder": place.state,
         }
 
     async def _request(
@@ -386,8 +393,6 @@ class ContainerTable:
         if record is not None:
             record.exited.set()
             self._notify(container_id)
-        if not self._records:
-            await self._execute(container_id, self.driver.prunes())
 
     async def _execute(
         self, container_id: str, steps: Iterable[HostStep], *, first: ContainerState | None = None

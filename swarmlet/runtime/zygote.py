@@ -12,7 +12,7 @@ One request a SEQPACKET message, JSON, with descriptors beside it; the answer be
 | hello | | version, pid |
 | network | uid_map, gid_map | a new network namespace, owned by a new user namespace |
 | list | | items, in parts: `more` is true but for the last |
-| create | id, clone (plan.Clone), cgroup, the streams; plan, trees | facts, or failed |
+| create | id, start, clone (plan.Clone), cgroup, the streams; plan, trees | facts, or failed |
 | start | id | facts when execve succeeded, or failed |
 | exec | id, exec, cgroup; plan, stdin, stdout, stderr | facts, or failed; a terminal's master |
 | signal | id, exec, signal | |
@@ -23,7 +23,7 @@ One request a SEQPACKET message, JSON, with descriptors beside it; the answer be
 | stop | | none: the zygote ends, its containers go on |
 
 "The streams" are stdin, stdout, stderr (paths of FIFOs, "" for none), terminal, log (the parameters
-of JsonFileLog, or null) and exit_path, where the zygote leaves the exit status.
+of JsonFileLog, or null) and folder, where the zygote notes the start and the exit.
 
 `{"event": "exited", …facts}` goes to every connection when a process has ended and its output has
 been taken. A failed request is answered by `{"seq": n, "failed": {step, errno, text, path}}`.
@@ -278,6 +278,7 @@ class Zygote:
             raise OSError(errno.EEXIST, f"the zygote has a container {container.id} already")
         try:
             container.open_streams(self.poller, request)
+            container.goes_on = request["start"]
             bear(container, request["clone"], request["cgroup"], fds[0], trees=fds[1:], streams=[])
         except BaseException:
             container.close(self.poller)
@@ -291,7 +292,6 @@ class Zygote:
         container = Container(request["id"], request["exec"])
         if container.key in self.containers:
             raise OSError(errno.EEXIST, f"there is an exec {container.exec_id} already")
-        container.exit_path = ""
         plan_fd, *streams = fds
         bear(
             container,
@@ -302,7 +302,7 @@ class Zygote:
             streams=streams,
             target_pidfd=host.pidfd,
         )
-        container.status = CREATED  # nothing to wait for between birth and launch
+        container.goes_on = True
         self._born(container, reply)
 
     def _born(self, container: Container, reply: Reply) -> None:
@@ -419,11 +419,11 @@ class Zygote:
     def _silent(self, container: Container) -> None:
         """The channel is closed without a word: execve succeeded, or the child is dead."""
         self._close_channel(container)
-        if container.status != CREATED or container.reply is None:
+        launching = container.goes_on or container.status == CREATED
+        if not launching or container.reply is None:
             return  # it died unborn or unasked: _end tells
         # Also a command that has run and ended in the meantime was started.
-        container.status = RUNNING
-        container.started_at = time.time()
+        container.start(time.time())
         master = [container.master] if container.exec_id and container.master >= 0 else []
         self._answer(container.reply, container.facts(), master)
         container.reply = None
@@ -505,6 +505,18 @@ def listen(run_dir: str) -> socket.socket | None:
     return listener
 
 
+def handle_signals() -> None:
+    """Let children have every signal's default action, by what the zygote does with its own.
+
+    CLONE_CLEAR_SIGHAND gives it to those that are handled, not to those that are ignored, and
+    ignoring survives execve: Python ignores two, and whoever started us perhaps others.
+    """
+    syscalls.reset_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+
 def main(run_dir: str) -> int:
     """Become the zygote of *run_dir*; the process that was started ends when it listens."""
     os.umask(0o077)
@@ -527,6 +539,7 @@ def main(run_dir: str) -> int:
     # CVE-2016-9962, CVE-2019-5736: until it executes something of its own, no process of a
     # container may look into a child that enters it, nor reopen our interpreter through it.
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    handle_signals()
     zygote = Zygote(listener)
     # What is there now stays: no collection of a child or of ours looks at it again.
     gc.collect()

@@ -182,8 +182,9 @@ async def test_policies_restart_what_crashes_and_say_how_often() -> None:
     async with box() as b:
         crash = ("busybox", "sh", "-c", "echo again; exit 4")
         await b.docker("run", "-d", "--name", "crash", "--restart", "on-failure:2", *crash)
-        await b.wait_state("crash", "exited")
+        # A restart counts from the decision on, so the last run is over at the exit after it.
         await eventually(lambda: b.inspect("crash"), until=lambda c: c["RestartCount"] == 2)
+        await b.wait_state("crash", "exited")
         assert (await b.out("logs", "crash")).split() == ["again"] * 3
         await b.docker("run", "-d", "--name", "loop", "--restart", "always", *crash)
         await eventually(

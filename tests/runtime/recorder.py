@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import marshal
 import stat
 from types import SimpleNamespace
 from typing import Any
@@ -129,7 +129,7 @@ def perform(made: Plan, recorder: Recorder) -> child.Child:
         raise Reports(*arguments)
 
     process.report = report  # type: ignore[method-assign]
-    wired = json.loads(json.dumps([wire(made.birth), wire(made.launch)]))
+    wired = marshal.loads(marshal.dumps([wire(made.birth), wire(made.launch)], 4))
     process.perform(wired[0])
     process.perform(wired[1])
     return process

@@ -22,7 +22,15 @@ from swarmlet.runtime.spec import Namespaces, Resources
 from swarmlet.runtime.state import Status
 from swarmlet.runtime.steps import ChildStep, EnterFolder, OpenStdio, PivotRoot
 from swarmlet.runtime.supervisor import Supervisor
-from tests.runtime.lab import Lab, host_picture, kill_zygote, output, run, wait_for_output
+from tests.runtime.lab import (
+    Lab,
+    cgroup_roots,
+    host_picture,
+    kill_zygote,
+    output,
+    run,
+    wait_for_output,
+)
 
 pytestmark = pytest.mark.level4
 ROOT = Path(__file__).parents[2]
@@ -270,11 +278,17 @@ async def test_zygote_killed_at_every_step_of_the_child(
             lab.zygotes.add(supervisor.zygote_pid)
             with trio.fail_after(10):
                 await supervisor.remove("c", force=True)
-            assert host_picture(lab) == before, held_at
+            # The parents of the groups stay as long as the daemon.
+            assert {**host_picture(lab), "cgroups": groups_of(lab, "c")} == before, held_at
             held_at += 1
         monkeypatch.setattr(supervisor_module, "plan", real_plan)
         assert await run(supervisor, lab.spec("echo", "fine")) == (0, "fine\n")
     inside.unlink()
+    assert host_picture(lab) == before
+
+
+def groups_of(lab: Lab, container_id: str) -> list[str]:
+    return [root for root in cgroup_roots() if Path(root, lab.parent, container_id).exists()]
 
 
 async def expect_lost(supervisor: Supervisor, lab: Lab, users: str) -> None:

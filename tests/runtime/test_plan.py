@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -196,7 +195,7 @@ def test_any_spec_is_born_on_the_recording_kernel(host: Host, spec: ContainerSpe
 def test_nothing_of_the_host_is_named_after_the_pivot(spec: ContainerSpec) -> None:
     made = make(spec, HYBRID)
     after = made.birth[kinds(made.birth).index("pivot_root") + 1 :]
-    for text in (json.dumps(wire(after)), json.dumps(wire(made.launch))):
+    for text in (repr(wire(after)), repr(wire(made.launch))):
         assert PLACE.state not in text
         assert PLACE.run not in text
 

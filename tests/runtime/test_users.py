@@ -23,6 +23,7 @@ from swarmlet.runtime.idranges import (
     RANGE_SIZE,
     IdRanges,
     file_system_of,
+    is_visible,
     read_ranges,
     refusal,
 )
@@ -173,6 +174,21 @@ def test_file_systems_that_cannot_be_mapped_are_named() -> None:
     assert file_system_of("/running", mountinfo) == "ext4"
     assert "5.19" in refusal(Host(user_namespaces=False), "/")
     assert "on proc, whose owners kernel 6.1 cannot map" in refusal(Host(), "/proc/self")
+
+
+def test_a_covered_proc_is_no_place_for_user_namespaces() -> None:
+    host = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+30 22 0:29 / /proc/sys/fs/binfmt_misc rw,relatime - autofs systemd-1 rw
+23 27 0:22 / /sys rw,relatime - sysfs sysfs rw
+"""
+    assert is_visible("proc", host)
+    assert is_visible("sysfs", host)
+    covered = host + "31 22 0:21 /sys /proc/sys ro,relatime - proc proc rw\n"
+    assert not is_visible("proc", covered)
+    assert is_visible("sysfs", covered)
+    assert is_visible("proc", covered + "40 27 0:21 / /mnt/proc rw,relatime - proc proc rw\n")
+    assert not is_visible("sysfs", host.replace("/sys rw", "/sys ro"))
 
 
 # The kernel.
