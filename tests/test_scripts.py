@@ -116,6 +116,13 @@ def test_a_report_has_medians_and_the_ratio_of_ours_to_the_peers(
     assert "swarmlet" in capsys.readouterr().out
 
 
+def test_a_row_may_have_a_peer_of_its_own() -> None:
+    report = Report("crun")
+    for side, name in (("swarmlet", "a / crun"), ("crun", "a / crun"), ("runc", "a / runc")):
+        report.add(side, name, "ms", 1.0)
+    assert [row["peer_name"] for row in report.as_json()["rows"]] == ["crun", "runc"]
+
+
 def test_every_benchmark_has_a_question_and_its_peer_a_package() -> None:
     packages = (ROOT / "scripts" / "benchmarks" / "peers.txt").read_text()
     written = [name for name in NAMES if module_of(name)]

@@ -22,6 +22,7 @@ class Row:
     name: str
     unit: str
     better: str  # "less" or "more"
+    peer_name: str = ""  # when it is another one than the report's
     ours: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
 
@@ -33,7 +34,7 @@ class Row:
             "better": self.better,
             "ours": ours,
             "peer": peer,
-            "peer_name": peer_name,
+            "peer_name": self.peer_name or peer_name,
             "ratio": round(ours / peer, 3) if ours is not None and peer else None,
             "runs": max(len(self.ours), len(self.peer)),
         }
@@ -54,6 +55,8 @@ class Report:
     def add(self, side: str, name: str, unit: str, value: float, *, better: str = "less") -> None:
         assert better in ("less", "more"), better
         row = self.rows.setdefault(name, Row(name, unit, better))
+        if side not in (OURS, self.peer_name):
+            row.peer_name = side
         (row.ours if side == OURS else row.peer).append(value)
         print(f"  {side:14s} {name}: {value:.4g} {unit}", flush=True)
 

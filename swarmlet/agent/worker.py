@@ -431,7 +431,7 @@ class Worker:
         lines: list[str] = []
         try:
             log = self._supervisor.logs(container, tail=LOG_TAIL_LINES)
-            async with aclosing(log):  # type: ignore[type-var]
+            async with aclosing(log):
                 async for line in log:
                     text = line.data.decode(errors="replace").rstrip("\n")
                     lines.append(text[:LOG_TAIL_LINE_CHARACTERS])

@@ -87,7 +87,7 @@ async def _replay(call: Call, found: Found, wanted: Wanted, raw: RawStream) -> N
     if found.state is None:
         return
     log = call.node.supervisor.logs(found.id, stdout=wanted.stdout, stderr=wanted.stderr)
-    async with aclosing(log) as lines:  # type: ignore[type-var]
+    async with aclosing(log) as lines:
         async for line in lines:
             data = line.data
             await raw.send_all(

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import BinaryIO
@@ -54,7 +54,7 @@ async def read_logs(
     stdout: bool = True,
     stderr: bool = True,
     ended: Callable[[], bool] = lambda: True,
-) -> AsyncIterator[LogLine]:
+) -> AsyncGenerator[LogLine, None]:
     """Yield the entries of the log at *path*, oldest first.
 
     With *follow*, go on until *ended* says that the container writes no more; *tail* counts

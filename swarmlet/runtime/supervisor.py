@@ -26,7 +26,7 @@ import os
 import secrets
 import signal as signals
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -336,7 +336,7 @@ class Supervisor(ContainerTable):
         until: datetime | None = None,
         stdout: bool = True,
         stderr: bool = True,
-    ) -> AsyncIterator[LogLine]:
+    ) -> AsyncGenerator[LogLine, None]:
         """Yield the container's output, oldest first; with *follow* until it has exited.
 
         The log is there until the container is removed. Close the iterator (`aclosing`) when it is
