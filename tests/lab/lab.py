@@ -11,9 +11,8 @@ from types import TracebackType
 import trio
 
 from tests.lab import ownership
-from tests.lab.host import DEATH_SECONDS, Completed, Host
+from tests.lab.host import Completed, Host
 from tests.lab.network import CLIENT, LabError, Network, address, between
-from tests.lab.waiting import eventually
 
 #: Hosts that the addresses of a lab have room for; memory ends sooner.
 HOSTS_MAX = 100
@@ -110,12 +109,6 @@ class Lab:
                 host.bury()
             self.network.down()
             await trio.to_thread.run_sync(ownership.remove, self.number)
-        left = await eventually(
-            lambda: ownership.leftovers(self.number),
-            until=lambda found: not found,
-            within=DEATH_SECONDS,
-        )
-        assert not left
 
     def leave(self) -> None:
         """Let go of a kept lab: it goes on without this process."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from tests.lab import kernel
 from tests.lab.host import DEATH_SECONDS
@@ -24,15 +27,37 @@ def cgroup_of(lab: int) -> str:
     return f"swarmlet-lab-{lab}"
 
 
-def claim(kept: bool) -> tuple[int, Path]:
-    """Take the lowest free number. The folder appears with its owner in it, in one step."""
+@contextlib.contextmanager
+def _alone() -> Iterator[TextIO]:
+    """Keep others from claiming and reaping: who found a lab dead may not clear the next one."""
     BASE.mkdir(mode=0o755, exist_ok=True)
+    with (BASE / "last").open("a+") as last:
+        fcntl.flock(last, fcntl.LOCK_EX)
+        yield last
+
+
+def claim(kept: bool) -> tuple[int, Path]:
+    """Take the next free number. The folder appears with its owner in it, in one step.
+
+    As with pids, a number comes back late: whoever looks what is left of a lab that has ended must
+    not see the next one.
+    """
+    with _alone() as last:
+        last.seek(0)
+        number, folder = _claim(kept, int(last.read() or 0))
+        last.truncate(0)
+        last.write(str(number))
+        return number, folder
+
+
+def _claim(kept: bool, last: int) -> tuple[int, Path]:
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=BASE))
     draft.chmod(0o755)
     write_handle(draft / "owner", os.getpid())
     if kept:
         (draft / "kept").touch()
-    for number in range(1, LABS_MAX + 1):
+    for step in range(LABS_MAX):
+        number = (last + step) % LABS_MAX + 1
         folder = BASE / str(number)
         try:
             draft.rename(folder)  # fails over a folder that is not empty, and ours never are
@@ -74,14 +99,19 @@ def is_dead(number: int) -> bool:
 
 def reap_dead_labs() -> list[int]:
     """Remove the labs whose owner was killed before it could, and say which."""
-    dead = [number for number in labs() if is_dead(number)]
-    for number in dead:
-        remove(number)
+    with _alone():
+        dead = [number for number in labs() if is_dead(number)]
+        for number in dead:
+            remove(number)
     return dead
 
 
 def remove(number: int) -> None:
-    """End the hosts of a lab and remove all that is left of it. Twice is as good as once."""
+    """End the hosts of a lab and remove all that is left of it. Twice is as good as once.
+
+    Raises:
+        LabError: something would not go. The number stays taken.
+    """
     folder = BASE / str(number)
     deadline = time.monotonic() + DEATH_SECONDS
     handles = [*folder.glob("h*/first"), folder / "network"]
@@ -92,11 +122,17 @@ def remove(number: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if not alive and not kernel.remove_cgroups(cgroup_of(number)):
-            break
+            left = [what for what in leftovers(number) if what != f"folder {folder}"]
+            if not left:
+                break
         if time.monotonic() > deadline:
             raise LabError(f"lab {number} does not go away: {leftovers(number)}")
         time.sleep(0.02)
-    shutil.rmtree(folder, ignore_errors=True)
+    # In one step: from here on the number may be somebody else's.
+    gone = Path(tempfile.mkdtemp(prefix="gone-", dir=BASE))
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def members(number: int) -> set[int]:
