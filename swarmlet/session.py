@@ -261,6 +261,7 @@ class ClusterView:
     data_path_port: int
     heartbeat: float
     images: tuple[str, ...] = ()  # digests that current and previous specs name
+    gossip_knobs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

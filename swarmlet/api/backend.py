@@ -178,8 +178,15 @@ class Control(Protocol):
     async def remove_node(self, node: NodeId, *, force: bool) -> None: ...
 
     async def update_cluster(
-        self, spec: ClusterSpec, *, version: int, rotate: frozenset[Role]
-    ) -> Cluster: ...
+        self,
+        spec: ClusterSpec,
+        *,
+        version: int,
+        rotate: frozenset[Role] = frozenset(),
+        gossip_key: bool = False,
+    ) -> Cluster:
+        """Change the settings, make new join tokens of *rotate*, have another gossip key."""
+        ...
 
     def token(self, role: Role) -> str:
         """The standing join token of *role*."""

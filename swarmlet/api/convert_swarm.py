@@ -113,6 +113,9 @@ def _read_spec(fields: Fields, current: ClusterSpec) -> ClusterSpec:
         encryption.done()
     if (extension := fields.child("Swarmlet")) is not None:
         changes["gossip_preset"] = extension.text("GossipPreset", current.gossip_preset)
+        changes["gossip_key_life"] = extension.seconds("GossipKeyLife", current.gossip_key_life)
+        if extension.has("GossipKnobs"):
+            changes["gossip_knobs"] = extension.text_map("GossipKnobs")
         extension.done()
     fields.done()
     return dataclasses.replace(current, **changes)
@@ -128,7 +131,11 @@ def write_cluster_spec(spec: ClusterSpec) -> dict[str, Any]:
         "CAConfig": {"NodeCertExpiry": nanoseconds(spec.certificate_life)},
         "TaskDefaults": {},
         "EncryptionConfig": {"AutoLockManagers": False},
-        "Swarmlet": {"GossipPreset": spec.gossip_preset},
+        "Swarmlet": {
+            "GossipPreset": spec.gossip_preset,
+            "GossipKnobs": dict(spec.gossip_knobs),
+            "GossipKeyLife": nanoseconds(spec.gossip_key_life),
+        },
     }
 
 

@@ -76,7 +76,12 @@ async def update_swarm(call: Call) -> Answer:
         if query.flag(name)
     }
     spec = read_cluster_spec(body, _cluster(call.view).spec)
-    await call.control.update_cluster(spec, version=version, rotate=frozenset(rotate))
+    await call.control.update_cluster(
+        spec,
+        version=version,
+        rotate=frozenset(rotate),
+        gossip_key=query.flag("rotateGossipKey"),
+    )
     return Response(200)
 
 

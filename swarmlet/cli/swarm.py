@@ -131,6 +131,20 @@ def leave(app: App, force: bool) -> None:
 @click.option("--cert-expiry", type=DURATION, help="Life of the nodes' certificates.")
 @click.option("--dispatcher-heartbeat", type=DURATION, help="Between two signs of life.")
 @click.option("--task-history-limit", type=click.IntRange(min=0), help="Ended tasks kept a slot.")
+@click.option(
+    "--gossip-preset",
+    type=click.Choice(["lan", "fast", "wan", "edge"]),
+    help="How often nodes probe each other and how patient they are; changes at once.",
+)
+@click.option(
+    "--gossip-set",
+    "gossip_knobs",
+    multiple=True,
+    metavar="KNOB=VALUE",
+    help="A knob over the preset's, such as probe_period=2s; KNOB= takes it back.",
+)
+@click.option("--gossip-key-life", type=DURATION, help="Between two changes of the gossip key.")
+@click.option("--rotate-gossip-key", is_flag=True, help="Change the gossip key now.")
 @_no_autolock
 @refused_option("--external-ca", reason="the cluster has a CA of its own")
 @refused_option("--max-snapshots", reason="the Raft log looks after itself here")
@@ -139,9 +153,32 @@ def leave(app: App, force: bool) -> None:
 def update(app: App, **options: Any) -> None:
     """Change settings of the swarm."""
     changes = _spec(options)
-    if not changes:
+    gossip = any(options[name] for name in ("gossip_preset", "gossip_knobs"))
+    gossip = gossip or options["gossip_key_life"] is not None
+    rotate = options["rotate_gossip_key"]
+    if not changes and not gossip and not rotate:
         raise click.UsageError("nothing to change; see the options")
     swarm = app.client.get("/swarm")
     spec = {**swarm["Spec"], **changes}
-    app.client.post("/swarm/update", spec, version=swarm["Version"]["Index"])
+    if gossip:
+        spec["Swarmlet"] = _gossip(spec["Swarmlet"], options)
+    app.client.post(
+        "/swarm/update", spec, version=swarm["Version"]["Index"], rotateGossipKey=rotate or None
+    )
     emit("Swarm updated.")
+
+
+def _gossip(current: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    changed = dict(current)
+    if options["gossip_preset"]:
+        changed["GossipPreset"] = options["gossip_preset"]
+    if options["gossip_key_life"] is not None:
+        changed["GossipKeyLife"] = options["gossip_key_life"]
+    knobs = dict(current["GossipKnobs"])
+    for text in options["gossip_knobs"]:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--gossip-set {text}: write KNOB=VALUE, as probe_period=2s")
+        knobs[name] = value
+    changed["GossipKnobs"] = {name: value for name, value in knobs.items() if value}
+    return changed

@@ -23,16 +23,16 @@ from raft.messages import ServerId
 from raft.replica import Replica
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
 from swarmlet.daemon.raftlink import RaftLink
-from swarmlet.manager.control import GOSSIP_KEY_BYTES, Control, PinImage
+from swarmlet.manager.control import Control, PinImage
 from swarmlet.manager.dispatcher import Dispatcher, ReachNode
-from swarmlet.manager.leadership import Leadership
+from swarmlet.manager.gossipkeys import first_key
+from swarmlet.manager.leadership import Leadership, new_gossip_key
 from swarmlet.manager.membership import AddLearner, Demote, Promote, Remove, SetRole, next_change
 from swarmlet.manager.observations import Observations
 from swarmlet.model import (
     Cluster,
     ClusterId,
     ClusterSpec,
-    GossipKey,
     Node,
     NodeFacts,
     NodeId,
@@ -44,6 +44,7 @@ from swarmlet.session import ManagerView, Redirect
 from swarmlet.state import Draft
 from swarmlet.store import ChangeConflict, OutcomeUnknown, Store
 from swarmlet.store import NotLeader as StoreNotLeader
+from swarmlet.swim.config import configure_from_text
 from swarmlet.transport import FrameStream, Transport
 from swarmlet.waiting import wait_any
 
@@ -155,7 +156,12 @@ class Manager:
                 nursery.cancel_scope.cancel()
                 return
             leadership = Leadership(self.store, Observations(), term=status.term, rng=self._rng)
-            control = Control(leadership, own=self._node, pin_image=self._pin_image)
+            control = Control(
+                leadership,
+                own=self._node,
+                pin_image=self._pin_image,
+                check_gossip=configure_from_text,
+            )
             dispatcher = Dispatcher(
                 leadership,
                 own=self._node,
@@ -191,7 +197,6 @@ class Manager:
         state = self.store.state
         now = time.time()
         draft = Draft(state)
-        key = GossipKey(epoch=1, key=secrets.token_bytes(GOSSIP_KEY_BYTES))
         draft.put(
             Cluster(
                 id=ClusterId(self._cluster),
@@ -200,7 +205,7 @@ class Manager:
                 ca_key=founding.ca_key,
                 token_key=secrets.token_bytes(32),
                 token_generation={role.value: 1 for role in Role},
-                gossip_keys=(key,),
+                gossip_keys=(first_key(now, new_gossip_key),),
                 gossip_epoch=1,
                 epoch=secrets.randbits(62) or 1,
                 data_path_port=founding.data_path_port,

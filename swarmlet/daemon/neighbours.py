@@ -18,7 +18,7 @@ from swarmlet import wire
 from swarmlet.agent.journal import Journal
 from swarmlet.model import NodeId
 from swarmlet.session import NodeView, Reach
-from swarmlet.swim.config import PRESETS
+from swarmlet.swim.config import LAN, Config, configure_from_text
 from swarmlet.swim.gossip import Gossip
 from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest
 from swarmlet.swim.sealing import Keyring
@@ -82,6 +82,7 @@ class Neighbours:
         self._mask_dead = mask
         self._rng = rng
         self._gossip: Gossip | None = None
+        self._config = LAN
         self._begun = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
@@ -90,17 +91,23 @@ class Neighbours:
     def members(self) -> Mapping[MemberId, MemberView]:
         return self._gossip.members if self._gossip is not None else {}
 
-    def set_keys(self, keyring: Keyring, preset: str) -> None:
-        """Speak under these keys; the first ones begin it."""
+    def configure(self, keyring: Keyring, preset: str, knobs: Mapping[str, str]) -> None:
+        """Speak under these keys and with these settings; the first ones begin it."""
+        config = _config(preset, knobs)
         if self._gossip is not None:
             self._gossip.set_keys(keyring)
+            if config != self._config:
+                self._gossip.configure(config)
+                logger.info("gossip configured preset=%s knobs=%s", preset, dict(knobs))
+            self._config = config
             return
+        self._config = config
         self._gossip = Gossip(
             member=MemberId(self._node),
             address=self._address(),
             facts=msgpack.packb([FACTS_VERSION, self._is_manager]),
             boot=self._journal.next_boot(),
-            config=PRESETS.get(preset, PRESETS["lan"]),
+            config=config,
             keyring=keyring,
             codec=_GossipCodec(),  # type: ignore[arg-type]
             streams=_GossipStreams(self._transport),
@@ -212,3 +219,12 @@ class Neighbours:
             return Reach.REFUSED if refused else Reach.SILENT
         await stream.aclose()
         return Reach.ALIVE
+
+
+def _config(preset: str, knobs: Mapping[str, str]) -> Config:
+    try:
+        return configure_from_text(preset, knobs)
+    except ValueError as exc:
+        # The leader checks them; one of a newer version may know more presets and knobs.
+        logger.warning("gossip settings not understood, lan's taken instead reason=%s", exc)
+        return LAN

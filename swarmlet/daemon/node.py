@@ -409,7 +409,7 @@ class Node:
         keys = {key.epoch: key.key for key in cluster.gossip_keys}
         if cluster.gossip_epoch in keys:
             keyring = Keyring(self.cluster_id.encode(), keys, cluster.gossip_epoch)
-            self.neighbours.set_keys(keyring, cluster.gossip_preset)
+            self.neighbours.configure(keyring, cluster.gossip_preset, cluster.gossip_knobs)
         self.neighbours.set_known(self.agent.nodes().values())
 
     def _look_at_role(self) -> None:

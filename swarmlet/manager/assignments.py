@@ -101,6 +101,7 @@ class Assignments:
             gossip_keys=cluster.gossip_keys,
             gossip_epoch=cluster.gossip_epoch,
             gossip_preset=cluster.spec.gossip_preset,
+            gossip_knobs=cluster.spec.gossip_knobs,
             data_path_port=cluster.data_path_port,
             heartbeat=cluster.spec.heartbeat,
             images=_images_of(self._state),

@@ -20,12 +20,12 @@ from swarmlet.identity.certificates import digest_of
 from swarmlet.manager.allocator import INGRESS_NAME, Allocator, Exhausted
 from swarmlet.manager.changes import delete_service, new_id, put_spec
 from swarmlet.manager.errors import Conflicting, ControlError, NotFound, OutOfSequence, Unavailable
-from swarmlet.manager.leadership import Leadership
+from swarmlet.manager.gossipkeys import revoked, rotated
+from swarmlet.manager.leadership import Leadership, new_gossip_key
 from swarmlet.manager.view import View
 from swarmlet.model import (
     Cluster,
     ClusterSpec,
-    GossipKey,
     JoinToken,
     Network,
     NetworkAttachment,
@@ -59,23 +59,31 @@ T = TypeVar("T")
 
 #: How often a writer that was not first computes its change anew.
 ATTEMPTS_MAX = 5
-GOSSIP_KEY_BYTES = 32
-GOSSIP_KEYS_MAX = 3
 TOKEN_LIFE_MAX = 365 * 86400.0
 #: Seconds that the removal of a network waits for tasks that are stopping.
 STOPPING_PATIENCE = 30.0
 
 #: Gives an image its digest ("busybox:1@sha256:..."), or raises ControlError.
 PinImage = Callable[[str], Awaitable[str]]
+#: Raises ValueError if gossip has no such preset or knobs, or they do not go together.
+CheckGossip = Callable[[str, Mapping[str, str]], object]
 
 
 class Control:
     """The writing side of the API, for one term of leadership."""
 
-    def __init__(self, leadership: Leadership, *, own: NodeId, pin_image: PinImage) -> None:
+    def __init__(
+        self,
+        leadership: Leadership,
+        *,
+        own: NodeId,
+        pin_image: PinImage,
+        check_gossip: CheckGossip,
+    ) -> None:
         self._leadership = leadership
         self._own = own
         self._pin_image = pin_image
+        self._check_gossip = check_gossip
 
     @property
     def view(self) -> View:
@@ -233,8 +241,8 @@ class Control:
                     "or remove it with --force"
                 )
             draft.delete(current)
-            # It knows the gossip's key: from now on another one is spoken.
-            draft.put(_with_new_gossip_key(_cluster(state), self._leadership.now(), alone=True))
+            # It knows the keys of gossip: others take their place, one step after the other.
+            draft.put(revoked(_cluster(state), self._leadership.now(), new_gossip_key))
             return current
 
         await self._write(write)
@@ -243,9 +251,21 @@ class Control:
     # The cluster.
 
     async def update_cluster(
-        self, spec: ClusterSpec, *, version: int, rotate: frozenset[Role] = frozenset()
+        self,
+        spec: ClusterSpec,
+        *,
+        version: int,
+        rotate: frozenset[Role] = frozenset(),
+        gossip_key: bool = False,
     ) -> Cluster:
-        """Change the settings; the standing join tokens of the roles in *rotate* get new ones."""
+        """Change the settings; the standing join tokens of the roles in *rotate* get new ones.
+
+        *gossip_key*: the next key of gossip is handed out, and soon takes the place of this one.
+        """
+        try:
+            self._check_gossip(spec.gossip_preset, spec.gossip_knobs)
+        except ValueError as exc:
+            raise SpecError("gossip", str(exc)) from exc
 
         def write(state: ClusterState, draft: Draft) -> Cluster:
             current = _cluster(state)
@@ -259,10 +279,14 @@ class Control:
                 token_generation=generations,
                 updated_at=self._leadership.now(),
             )
+            if gossip_key:
+                changed = rotated(changed, changed.updated_at, new_gossip_key)
             draft.put(changed)
             return changed
 
         changed = await self._write(write)
+        if gossip_key:
+            logger.info("gossip key handed out epoch=%d", changed.gossip_keys[-1].epoch)
         for role in sorted(rotate):
             logger.info("join token rotated role=%s", role)
         return changed
@@ -470,13 +494,3 @@ def _refuse_losing_quorum(state: ClusterState, demoted: Node, view: View) -> Non
             f"without node {name} only {len(alive)} of {len(left)} managers would be up, which is "
             "no quorum: bring the others back or remove them first"
         )
-
-
-def _with_new_gossip_key(cluster: Cluster, now: float, *, alone: bool) -> Cluster:
-    """*cluster* with a fresh gossip key to send with; *alone*: the older ones open nothing more."""
-    epoch = max((key.epoch for key in cluster.gossip_keys), default=0) + 1
-    fresh = GossipKey(epoch=epoch, key=secrets.token_bytes(GOSSIP_KEY_BYTES))
-    older = () if alone else cluster.gossip_keys[-(GOSSIP_KEYS_MAX - 1) :]
-    return dataclasses.replace(
-        cluster, gossip_keys=(*older, fresh), gossip_epoch=epoch, updated_at=now
-    )

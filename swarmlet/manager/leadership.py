@@ -11,13 +11,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
+import secrets
 import time
 from collections.abc import Callable
 from functools import partial
 
 import trio
 
-from swarmlet.manager import orchestrator, reaper, scheduler
+from swarmlet.manager import gossipkeys, orchestrator, reaper, scheduler
 from swarmlet.manager.allocator import Allocator, Exhausted, nodes_without_ingress
 from swarmlet.manager.changes import changes_of
 from swarmlet.manager.decisions import Decisions
@@ -35,6 +36,10 @@ DEBOUNCE = 0.01
 RESYNC = 30.0
 #: Seconds between looks while the log does not take changes.
 RETRY = 0.2
+
+
+def new_gossip_key() -> bytes:
+    return secrets.token_bytes(gossipkeys.KEY_BYTES)
 
 
 class Leadership:
@@ -80,6 +85,7 @@ class Leadership:
                     if decisions.wake_at is not None:
                         wake_at = min(wake_at, decisions.wake_at)
                 await self._give_nodes_their_ingress()
+                wake_at = min(wake_at, await self._change_gossip_keys() or wake_at)
             except (ChangeConflict, OutcomeUnknown) as exc:
                 logger.debug("look repeated reason=%s", exc)
                 await trio.sleep(RETRY)
@@ -132,6 +138,18 @@ class Leadership:
                 draft.put(dataclasses.replace(node, ingress=endpoint, updated_at=self.now()))
             if not draft.is_empty:
                 await self.commit(draft)
+
+    async def _change_gossip_keys(self) -> float | None:
+        """Take the step that is due; return when the next one may be."""
+        async with self.writing:
+            step = gossipkeys.next_step(self.view, new_gossip_key)
+            if step.cluster is None:
+                return step.wake_at
+            draft = Draft(self.store.state)
+            draft.put(step.cluster)
+            await self.commit(draft)
+        logger.info("gossip key %s epoch=%d", step.did, step.cluster.gossip_keys[-1].epoch)
+        return None
 
     async def _wait_for_news(self, index: int, seen: int) -> None:
         """Return when the state or the observations are newer than these."""

@@ -52,6 +52,7 @@ class GossipKey:
 
     epoch: int
     key: bytes
+    made_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,8 @@ class Cluster:
     version: int = 0
     created_at: float = 0.0
     updated_at: float = 0.0
+    gossip_step_at: float = 0.0  # when the latest step of a change of keys was made
+    gossip_revoked: int = 0  # keys of epochs below it are known to somebody who was removed
 
 
 class NodeState(enum.StrEnum):

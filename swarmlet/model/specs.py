@@ -274,3 +274,5 @@ class ClusterSpec:
     pools: tuple[str, ...] = ("10.128.0.0/9",)  # where the subnets of networks come from
     subnet_bits: int = 24
     gossip_preset: str = "lan"
+    gossip_key_life: float = 12 * 3600.0  # 0: a key stays until it is changed by hand
+    gossip_knobs: Mapping[str, str] = field(default_factory=dict)  # over the preset's: "2s", "4"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -194,6 +195,25 @@ EDGE = Config(
 )
 PRESETS: Mapping[str, Config] = {"lan": LAN, "fast": FAST, "wan": WAN, "edge": EDGE}
 
+#: Knobs that are times; the others are counts.
+DURATIONS = frozenset(
+    {
+        "probe_period",
+        "ack_timeout",
+        "refused_timeout",
+        "gossip_period",
+        "gossip_to_dead",
+        "sync_period",
+        "sync_extra",
+        "pause_least",
+        "heal_period",
+        "leave_timeout",
+        "reap_after",
+    }
+)
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
 
 def configure(preset: str, overrides: Mapping[str, Any]) -> Config:
     """Return *preset* with *overrides* by the names of Config's fields.
@@ -207,3 +227,23 @@ def configure(preset: str, overrides: Mapping[str, Any]) -> Config:
     if unknown:
         raise ValueError(f"no such knob: {', '.join(unknown)}")
     return dataclasses.replace(PRESETS[preset], **overrides)
+
+
+def configure_from_text(preset: str, knobs: Mapping[str, str]) -> Config:
+    """The same for *knobs* as people write them: "500ms", "2s", "24h", "4".
+
+    Raises:
+        ValueError: as configure, and for what is no duration or no number.
+    """
+    return configure(preset, {name: _read_knob(name, text) for name, text in knobs.items()})
+
+
+def _read_knob(name: str, text: str) -> int:
+    if name not in DURATIONS:
+        if not text.isascii() or not text.isdigit():
+            raise ValueError(f"{name}: {text!r} is no whole number")
+        return int(text[:20])
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{name}: {text!r} is no duration; write for example 500ms, 2s or 24h")
+    return ticks(float(match[1]) * _SECONDS[match[2]])

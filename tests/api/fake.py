@@ -271,7 +271,7 @@ class FakeCluster:
         self.commit(draft)
 
     async def update_cluster(
-        self, spec: ClusterSpec, *, version: int, rotate: frozenset[Role]
+        self, spec: ClusterSpec, *, version: int, rotate: frozenset[Role], gossip_key: bool = False
     ) -> Cluster:
         row = self.state.cluster
         assert row is not None

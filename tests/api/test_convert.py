@@ -232,6 +232,8 @@ def test_node_spec_survives_the_api(spec: NodeSpec) -> None:
         heartbeat=seconds.filter(bool),
         certificate_life=seconds.filter(bool),
         gossip_preset=words,
+        gossip_key_life=seconds,
+        gossip_knobs=maps,
     )
 )
 def test_cluster_spec_survives_the_api(spec: ClusterSpec) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,18 @@ from hypothesis import strategies as st
 
 from swarmlet.swim.antientropy import bucket_count, bucket_of, differing, fold, frames, record_hash
 from swarmlet.swim.awareness import Awareness
-from swarmlet.swim.config import EDGE, FAST, LAN, PRESETS, WAN, Config, configure, ticks
+from swarmlet.swim.config import (
+    DURATIONS,
+    EDGE,
+    FAST,
+    LAN,
+    PRESETS,
+    WAN,
+    Config,
+    configure,
+    configure_from_text,
+    ticks,
+)
 from swarmlet.swim.dissemination import RUMOURS_MAX, Budget, Queue
 from swarmlet.swim.events import Send
 from swarmlet.swim.members import MEMBERS_MAX, Member, Table, supersedes
@@ -121,6 +134,33 @@ def test_configure() -> None:
         configure("lann", {})
     with pytest.raises(ValueError, match="no such knob: helper"):
         configure("lan", {"helper": 5})
+
+
+def test_knobs_as_people_write_them() -> None:
+    knobs = {"probe_period": "1.5s", "ack_timeout": "700ms", "reap_after": "3d", "helpers": "5"}
+    assert configure_from_text("lan", knobs) == dataclasses.replace(
+        LAN, probe_period=15, ack_timeout=7, reap_after=ticks(3 * 86400), helpers=5
+    )
+    assert {field.name for field in dataclasses.fields(Config)} > DURATIONS
+
+
+@pytest.mark.parametrize(
+    ("knobs", "complaint"),
+    [
+        ({"probe_period": "2"}, "probe_period: '2' is no duration; write for example 500ms"),
+        ({"probe_period": "-2s"}, "no duration"),
+        ({"helpers": "2s"}, "helpers: '2s' is no whole number"),
+        ({"helpers": "²"}, "no whole number"),
+        ({"speed": "2"}, "no such knob: speed"),
+        ({"ack_timeout": "1s"}, "ack_timeout: must be less than probe_period"),
+        ({"helpers": "9" * 4000}, "no whole number of at least 0"),
+    ],
+)
+def test_a_knob_that_makes_no_sense_is_refused_by_name(
+    knobs: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        configure_from_text("lan", knobs)
 
 
 @pytest.mark.parametrize(
