@@ -91,7 +91,6 @@ Example
 from raft.boot import bootstrap, create
 from raft.config import EDGE, LAN, WAN, Config
 from raft.disk import DirectoryLocked, DiskFull
-from raft.driver import SnapshotRefused
 from raft.frames import WrongKey
 from raft.machine import (
     ChangeRefused,
@@ -112,6 +111,7 @@ from raft.progress import ProgressStatus
 from raft.replica import Replica
 from raft.scan import LogDamaged, LogMissing
 from raft.snapshots import SnapshotDamaged, SnapshotHeader
+from raft.transfers import SnapshotRefused
 
 __all__ = [
     "EDGE",

@@ -108,6 +108,7 @@ class Applier:
         self._snapshot_bytes = 0
         self._bytes_since = 0
         self._snapshot_due = trio.Event()
+        self._taking = trio.Lock()
         self._replace = False
         self._pinned: Counter[str] = Counter()
 
@@ -221,6 +222,10 @@ class Applier:
 
     async def take_snapshot(self) -> None:
         """Write a snapshot of the state as it is now, and compact the log behind it."""
+        async with self._taking:
+            await self._take_snapshot()
+
+    async def _take_snapshot(self) -> None:
         index, term = self.applied, self._applied_term
         configuration, configuration_index = self._configuration()
         replace, self._replace = self._replace, False

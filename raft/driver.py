@@ -8,13 +8,11 @@ Between turns it sleeps until something comes, or until the tick that acts. The 
 
 from __future__ import annotations
 
-import errno
 import logging
 import random
 import struct
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from raft.machine import Dropped, StateMachine, Transport
 from raft.membership import Change
 from raft.messages import (
     NOBODY,
+    AppendEntries,
     Configuration,
     InstallSnapshot,
     Message,
@@ -40,33 +39,28 @@ from raft.messages import (
     ServerId,
     is_well_formed,
 )
-from raft.offload import Inline, Offload, Threads
+from raft.offload import Inline, Offload, OneThread, Threads
+from raft.progress import Pace
 from raft.proposals import Proposals, Waiter, pack_commands, resolve_all
-from raft.snapshots import (
-    SnapshotDamaged,
-    SnapshotFile,
-    SnapshotHeader,
-    SnapshotStore,
-    SnapshotWriter,
-    snapshot_name,
-)
+from raft.snapshots import SnapshotHeader
 from raft.telling import tell
 from raft.trace import Trace
+from raft.transfers import SENDING_MAX, Transfers
 from raft.wal import SEGMENT_BYTES
 
 logger = logging.getLogger(__name__)
 
 #: Messages that wait for the core; more are dropped, as a network may.
 INBOX_MAX: Final = 10_000
-#: Snapshots that are sent at the same time, and that wait for it.
-SENDING_MAX: Final = 2
-SEND_QUEUE_MAX: Final = 16
-#: Seconds without a single chunk after which a snapshot that comes in is given up.
-RECEIVE_STALL: Final = 60.0
 #: A leader whose disk has been busy with one write for so long hands over.
 DISK_STALL: Final = 2.0
 #: A follower whose leader's port refuses connections campaigns so many seconds later.
 REFUSED_CAMPAIGN: Final = (0.02, 0.15)
+#: It does so so many times, each time a little later, before it waits for a timeout after all.
+REFUSED_CAMPAIGNS_MAX: Final = 4
+#: Seconds that a commit index waits for the next entries to take it along. On its own it would
+#: be a message and its answer for each round, a third of what a follower does under load.
+COMMIT_DELAY: Final = 0.005
 #: Seconds that the end of a replica may take for its last write.
 CLOSE_SECONDS: Final = 5.0
 #: Of a tick: sleeping until one is due may end a rounding error before it.
@@ -82,10 +76,6 @@ def ticks_of_pause(planned: int) -> int:
     that is held up again and again.
     """
     return max(1, planned // 2)
-
-
-class SnapshotRefused(OSError):
-    """This server does not want the snapshot, or not now."""
 
 
 @dataclass(slots=True)
@@ -121,7 +111,7 @@ class Driver:
     _core: Raft
     _appender: Appender
     _applier: Applier
-    _snapshots: SnapshotStore
+    _transfers: Transfers
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -129,12 +119,15 @@ class Driver:
         self._transport = setup.transport
         self._rng = setup.rng
         # The log is written by a thread of its own; snapshots must not get into its way.
-        self._write_offload: Offload = Inline() if setup.disk else Threads(1)
+        self._write_offload = Inline() if setup.disk else OneThread("raft log")
         self._offload: Offload = Inline() if setup.disk else Threads(SENDING_MAX + 3)
         self._proposals = Proposals()
         self._inbox: deque[tuple[ServerId, Message]] = deque()
         self._calls: deque[Callable[[], None]] = deque()
         self._ticked_at = 0.0
+        self._sleep = trio.CancelScope()
+        self._turning = False
+        self._told: tuple[object, ...] = ()
         self._planned = 1  # ticks that may pass before the next turn must come
         self._wake = trio.Event()
         self._changed = trio.Event()
@@ -142,10 +135,9 @@ class Driver:
         self._next_read: Read | None = None
         # Numbers of an earlier life must not come back: an old answer would match.
         self._read_number = setup.rng.getrandbits(62)
-        self._to_send, self._sending = trio.open_memory_channel[tuple[ServerId, InstallSnapshot]](
-            SEND_QUEUE_MAX
-        )
-        self._receiving = False
+        # The newest message to each follower that only tells how far is committed.
+        self._commits: dict[ServerId, Message] = {}
+        self._commits_wait = trio.Event()
         self._orphaned = trio.Event()
 
     # Life.
@@ -170,6 +162,7 @@ class Driver:
                 with trio.move_on_after(CLOSE_SECONDS, shield=True):
                     await self._write_offload(self._appender.close)
         finally:
+            self._write_offload.close()
             disk.close()
 
     def _load(self, disk: DurableDir) -> boot.Booted:
@@ -183,15 +176,15 @@ class Driver:
             jobs.start_soon(self._applier.run)
             jobs.start_soon(self._applier.take_snapshots)
             jobs.start_soon(self._campaign_when_orphaned)
+            jobs.start_soon(self._tell_commits)
             for _ in range(SENDING_MAX):
-                jobs.start_soon(self._send_snapshots)
+                jobs.start_soon(self._transfers.send_queued)
             jobs.start_soon(self._drive)
             task_status.started()
 
     def _assemble(self, booted: boot.Booted) -> None:
         machine, snapshot = self._setup.machine, booted.snapshot
         self.server = booted.server
-        self._snapshots = booted.snapshots
         applied = 0
         configuration = Configuration()
         if snapshot is not None:
@@ -225,6 +218,9 @@ class Driver:
             snapshot_entries=self._setup.snapshot_entries,
             offload=self._offload,
         )
+        self._transfers = Transfers(
+            core, booted.snapshots, self._applier, self._transport, self._call, self._offload
+        )
         log = core.log
         logger.info(
             "recovered server=%d term=%d snapshot=%d commit=%d last=%d",
@@ -246,26 +242,20 @@ class Driver:
 
     async def _drive(self) -> None:
         """Own the core: take what came in, step it all, then do what Ready says."""
-        told = self._brief()
+        self._told = self._brief()
         self._ticked_at = trio.current_time()
         self._turn()
         if self._core.configuration.all_voters() == [self.server]:
             self._core.campaign()  # there is nobody to wait for
-        self._wake.set()
-        while True:
-            self._planned = self._ticks_to_act()
-            with trio.move_on_at(self._ticked_at + self._planned * self._config.tick):
-                await self._wake.wait()
-            self._wake = trio.Event()
             self._turn()
-            brief = self._brief()
-            if brief != told:
-                told = brief
-                self._changed.set()
-                self._changed = trio.Event()
+        while True:
+            with trio.CancelScope(deadline=self._sleep.deadline) as self._sleep:
+                await self._wake.wait()
+            self._turn()
 
     def _turn(self) -> None:
         core = self._core
+        self._turning = True
         for _ in range(self._ticks_passed()):
             core.tick()
             self._after_tick()
@@ -274,6 +264,16 @@ class Driver:
             if not core.has_ready():
                 break
             self._perform(core.ready())
+        self._turning = False
+        if self._wake.is_set():
+            self._wake = trio.Event()  # what rang it has been taken in
+        self._planned = self._ticks_to_act()
+        self._sleep.deadline = self._ticked_at + self._planned * self._config.tick
+        brief = self._brief()
+        if brief != self._told:
+            self._told = brief
+            self._changed.set()
+            self._changed = trio.Event()
 
     def _take_in(self) -> None:
         core, inbox, calls = self._core, self._inbox, self._calls
@@ -296,8 +296,13 @@ class Driver:
         send = self._transport.send
         for to, message in ready.messages:
             if isinstance(message, InstallSnapshot):
-                self._queue_snapshot(to, message)
+                self._transfers.queue(to, message)
+            elif isinstance(message, AppendEntries) and self._may_wait(to, message):
+                self._commits[to] = message
+                self._commits_wait.set()
             else:
+                if isinstance(message, AppendEntries):
+                    self._commits.pop(to, None)  # it tells that as well
                 send(to, message)
         work = work_of(ready)
         if work is not None:
@@ -310,6 +315,21 @@ class Driver:
             if len(read.context) == _READ_NUMBER.size:  # else nobody here has asked for it
                 (number,) = _READ_NUMBER.unpack(read.context)
                 self._answer_read(number, read.index)
+
+    def _may_wait(self, to: ServerId, message: AppendEntries) -> bool:
+        """Say if *message* tells nothing but a commit index, to a follower that keeps up."""
+        progress = self._core.progress.get(to)
+        return not message.entries and progress is not None and progress.pace is Pace.REPLICATE
+
+    async def _tell_commits(self) -> None:
+        """Send the commit indexes that no entry has taken along."""
+        while True:
+            await self._commits_wait.wait()
+            await trio.sleep(COMMIT_DELAY)
+            self._commits_wait = trio.Event()
+            commits, self._commits = self._commits, {}
+            for to, message in commits.items():
+                self._transport.send(to, message)
 
     def _finished(self, works: Sequence[Work]) -> None:
         """Do what waited until *works* were durable."""
@@ -327,7 +347,8 @@ class Driver:
                 self._applier.submit_snapshot(stored.snapshot, stored)
             else:
                 self._calls.append(partial(self._core.stored, stored))
-        self._wake.set()
+        if not self._turning:
+            self._turn()  # at once: the loop of Trio would come back to it only later
 
     # Time.
     def _ticks_to_act(self) -> int:
@@ -391,6 +412,18 @@ class Driver:
             self._inbox.append((sender, message))
             self._wake.set()
 
+    async def receive_snapshot(
+        self, sender: ServerId, header: SnapshotHeader, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Take in a snapshot that the leader *sender* sends; it is on disk when this returns.
+
+        Raises:
+            SnapshotRefused: it is old, or another one is just coming in.
+            SnapshotDamaged: what came is not what *header* says.
+            DiskFull: there is no room for it.
+        """
+        await self._transfers.receive(sender, header, chunks)
+
     def report_unreachable(self, server: ServerId) -> None:
         """Note that messages to *server* were lost."""
         self._call(partial(self._core.report_unreachable, server))
@@ -414,16 +447,23 @@ class Driver:
     async def _campaign_when_orphaned(self) -> None:
         """Campaign a random moment after the leader was found gone.
 
-        Not with the next tick: servers that tick together would all vote for themselves.
+        Not with the next tick: servers that tick together would all vote for themselves. They may
+        still do, and then do so again a little later, rather than an election timeout later.
         """
         while True:
             await self._orphaned.wait()
             self._orphaned = trio.Event()
-            await trio.sleep(self._rng.uniform(*REFUSED_CAMPAIGN))
-            self._call(self._campaign_if_orphaned)
+            for attempt in range(REFUSED_CAMPAIGNS_MAX):
+                delay = self._rng.uniform(*REFUSED_CAMPAIGN)
+                if attempt:  # long enough for votes to come from a slow disk
+                    delay += attempt * self._rng.uniform(1, 3) * self._config.tick
+                await trio.sleep(delay)
+                if self._core.leader != NOBODY:
+                    break
+                self._call(self._campaign_if_orphaned)
 
     def _campaign_if_orphaned(self) -> None:
-        if self._core.leader == NOBODY and self._core.role is Role.FOLLOWER:
+        if self._core.leader == NOBODY:
             self._core.campaign()
 
     # What waits for the core.
@@ -473,116 +513,3 @@ class Driver:
         core = self._core
         disk = (self._appender.disk_full, core.recovering)
         return (core.role, core.term, core.leader, core.configuration, disk)
-
-    # Snapshots that go out.
-    def _queue_snapshot(self, to: ServerId, install: InstallSnapshot) -> None:
-        try:
-            self._to_send.send_nowait((to, install))
-        except trio.WouldBlock:
-            self._call(partial(self._core.report_snapshot, to, delivered=False))
-
-    async def _send_snapshots(self) -> None:
-        while True:
-            to, install = await self._sending.receive()
-            delivered = await self._send_snapshot(to, install)
-            self._call(partial(self._core.report_snapshot, to, delivered=delivered))
-
-    async def _send_snapshot(self, to: ServerId, install: InstallSnapshot) -> bool:
-        """Send the file behind *install*; say if it arrived."""
-        name = snapshot_name(install.snapshot)
-        with self._applier.pin(name):
-            try:
-                file = await self._offload(self._snapshots.open, name)
-                header = file.header(install.term)
-                async with aclosing(_chunks(file)) as chunks:
-                    await self._transport.send_snapshot(to, header, chunks)
-            except SnapshotDamaged as damage:
-                logger.error("snapshot damaged %s", damage)
-                self._applier.replace_snapshot()
-                return False
-            except OSError as exc:
-                logger.warning("snapshot not sent follower=%d error=%s", to, exc)
-                return False
-        return True
-
-    # Snapshots that come in.
-    async def receive_snapshot(
-        self, sender: ServerId, header: SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> None:
-        """Take in a snapshot that the leader *sender* sends; it is on disk when this returns.
-
-        Raises:
-            SnapshotRefused: it is old, or another one is just coming in.
-            SnapshotDamaged: what came is not what *header* says.
-            DiskFull: there is no room for it.
-        """
-        try:
-            await self._receive_snapshot(sender, header, chunks)
-        finally:
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()  # or it would be left hanging where it was refused
-
-    async def _receive_snapshot(
-        self, sender: ServerId, header: SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> None:
-        core, snapshot = self._core, header.snapshot
-        if not is_well_formed(InstallSnapshot(header.term, snapshot)):
-            raise SnapshotDamaged("its header makes no sense")
-        if header.term < core.term or snapshot.index <= core.log.committed:
-            raise SnapshotRefused(errno.ESTALE, "the snapshot is older than what is here")
-        if self._receiving:
-            raise SnapshotRefused(errno.EBUSY, "another snapshot is just coming in")
-        self._receiving = True
-        try:
-            writer = await self._offload(self._snapshots.receive, snapshot)
-            try:
-                await _receive(writer, header, chunks, self._offload)
-            except BaseException:
-                writer.discard()
-                raise
-            if not await self._install(sender, header):
-                name = snapshot_name(snapshot)
-                await self._offload(self._snapshots.directory.remove, name)
-                raise SnapshotRefused(errno.ESTALE, "the log does not need the snapshot")
-        finally:
-            self._receiving = False
-
-    async def _install(self, sender: ServerId, header: SnapshotHeader) -> bool:
-        """Show the core a snapshot whose file is here; say if it took it."""
-        core, done, taken = self._core, trio.Event(), False
-
-        def install() -> None:
-            nonlocal taken
-            core.step(sender, InstallSnapshot(header.term, header.snapshot))
-            taken = core.log.snapshot == header.snapshot
-            done.set()
-
-        self._call(install)
-        await done.wait()
-        return taken
-
-
-async def _chunks(file: SnapshotFile) -> AsyncGenerator[bytes, None]:
-    for position in range(file.chunk_count):
-        yield file.chunk(position)
-
-
-async def _receive(
-    writer: SnapshotWriter,
-    header: SnapshotHeader,
-    chunks: AsyncIterator[bytes],
-    offload: Offload,
-) -> None:
-    """Write *chunks* to a file and check that they are what *header* says."""
-    while True:
-        chunk = None
-        with trio.move_on_after(RECEIVE_STALL) as patience:
-            chunk = await anext(chunks, None)
-        if patience.cancelled_caught:
-            raise SnapshotRefused(errno.ETIMEDOUT, f"no chunk came for {RECEIVE_STALL:g} s")
-        if chunk is None:
-            break
-        await offload(writer.add_untrusted, chunk)
-    if (writer.state_bytes, writer.sha256) != (header.state_bytes, header.sha256):
-        raise SnapshotDamaged("what arrived is not what was announced")
-    await offload(writer.finish)

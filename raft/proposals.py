@@ -16,6 +16,7 @@ import trio
 
 from raft.machine import Dropped, Outcome, Unknown
 from raft.messages import Entry, ServerId
+from raft.records import PACK_BYTES
 
 #: One entry holds at most so many commands...
 BATCH_COMMANDS_MAX: Final = 512
@@ -47,7 +48,7 @@ class Waiter:
 
 
 def pack_commands(commands: Sequence[bytes]) -> bytes:
-    data: bytes = msgpack.packb(commands)
+    data: bytes = msgpack.packb(commands, buf_size=PACK_BYTES)
     return data
 
 

@@ -14,6 +14,10 @@ import msgpack
 
 from raft.messages import Configuration, Entry, HardState, Member, ServerId, SnapshotMeta
 
+#: The buffer that packing begins with; it grows as it must. msgpack's own 256 KiB are mapped and
+#: unmapped for every small message, at ten times the cost of packing it.
+PACK_BYTES: Final = 1024
+
 ENTRIES: Final = 1
 SNAPSHOT: Final = 2
 
@@ -40,7 +44,7 @@ def pack_body(hard_state: HardState, writes: Sequence[Write]) -> bytes:
         if write.entries:
             entries = [[e.term, e.kind, e.data] for e in write.entries]
             records.append([ENTRIES, write.entries[0].index, entries])
-    body: bytes = msgpack.packb(records)
+    body: bytes = msgpack.packb(records, buf_size=PACK_BYTES)
     return body
 
 

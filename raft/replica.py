@@ -171,6 +171,13 @@ class Replica(Driver):
         """Return once entry *index* is applied here: reading one's own writes on any server."""
         await self._applier.wait_applied(index)
 
+    async def take_snapshot(self) -> None:
+        """Write a snapshot of the state as it is, and compact the log behind it.
+
+        Snapshots come by themselves when the log has grown; this is for those who want one now.
+        """
+        await self._applier.take_snapshot()
+
     # Leadership.
     async def transfer_leadership(self, to: ServerId | None = None) -> None:
         """Hand leadership to *to*, or to the voter whose log is the longest.

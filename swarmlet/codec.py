@@ -33,6 +33,10 @@ T = TypeVar("T")
 Encoder = Callable[[Any], Any]
 Decoder = Callable[[Any], Any]
 
+#: The buffer that packing begins with; it grows as it must. msgpack's own 256 KiB are mapped and
+#: unmapped for every small message, at ten times the cost of packing it.
+PACK_BYTES = 1024
+
 #: Made once for each type, on first use.
 _encoders: dict[Any, Encoder] = {}
 _decoders: dict[Any, Decoder] = {}
@@ -44,7 +48,7 @@ class BadMessage(ValueError):
 
 def pack(record: Any) -> bytes:
     """Return the bytes of *record*, an instance of a dataclass made of codable types."""
-    body: bytes = msgpack.packb(encoder_of(type(record))(record))
+    body: bytes = msgpack.packb(encoder_of(type(record))(record), buf_size=PACK_BYTES)
     return body
 
 

@@ -21,7 +21,7 @@ import msgpack
 from raft import messages as raft
 from raft.snapshots import SnapshotHeader
 from swarmlet import session
-from swarmlet.codec import BadMessage, decoder_of, encoder_of, plain_untrusted
+from swarmlet.codec import PACK_BYTES, BadMessage, decoder_of, encoder_of, plain_untrusted
 from swarmlet.identity import messages as identity
 from swarmlet.swim import messages as swim
 
@@ -106,7 +106,7 @@ def _message_untrusted(plain: Any) -> Any:
 
 def encode(message: Any) -> bytes:
     """Return the body of *message*, an instance of a class in TYPES."""
-    body: bytes = msgpack.packb(_plain(message))
+    body: bytes = msgpack.packb(_plain(message), buf_size=PACK_BYTES)
     return body
 
 
@@ -117,7 +117,7 @@ def decode_untrusted(body: bytes | memoryview) -> Any:
 
 def encode_many(messages: Sequence[Any]) -> bytes:
     """Return one body that holds all of *messages*, in order."""
-    body: bytes = msgpack.packb([_plain(message) for message in messages])
+    body: bytes = msgpack.packb([_plain(message) for message in messages], buf_size=PACK_BYTES)
     return body
 
 

@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one round of everything")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--only", choices=("ours", "peer"), help="measure one side only")
+    parser.add_argument("--long", action="store_true", help="raft: a log of 1,000,000 entries too")
     options = parser.parse_args()
     if options.name is None:
         for name in NAMES:
@@ -61,6 +62,8 @@ def main() -> int:
         report.remark(f"no {program} on this machine: the peer is not measured")
         sides.remove(peer)
     measure = importlib.import_module(module).measure
+    if options.long:
+        measure = partial(measure, long=True)
     code = 0
     for side in sides:
         try:

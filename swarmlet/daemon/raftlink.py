@@ -134,7 +134,9 @@ class RaftLink:
         assert self._replica is not None
         had_stream = False
         while True:
-            if not peer.queue:
+            # A stream that broke is made anew at once, or a follower, which only ever answers,
+            # would not find out that its leader is gone.
+            if not peer.queue and not had_stream:
                 await peer.bell.wait_beyond(peer.bell.rung)
             try:
                 stream = await self._connect(to)

@@ -239,7 +239,7 @@ async def test_a_survivor_of_a_lost_majority_goes_on_alone(autojump_clock: MockC
         )
         await survivor.start()
         assert survivor.server == server != old
-        await c.leader(among=[survivor])
+        await c.settled([survivor])
         configuration = survivor.replica.status.configuration
         assert configuration.voters == (server,)
         assert configuration.context_of(server) == b"alone"
@@ -269,6 +269,6 @@ async def test_a_survivor_without_a_snapshot_goes_on_alone(autojump_clock: MockC
         survivor = c.members[1]
         recover_alone_on(survivor.disk, KEY, CLUSTER, segment_bytes=64 << 10)
         await survivor.start()
-        await c.leader(among=[survivor])
+        await c.settled([survivor])
         assert survivor.machine.commands == commands(5)
         assert len(survivor.replica.status.voters) == 1
