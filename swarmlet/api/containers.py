@@ -64,14 +64,14 @@ async def list_containers(call: Call) -> Answer:
         and _matches(node, found, filters)
     ]
     around = around_of(node)
-    sizes = await _sizes(node, containers) if query.flag("size") else {}
+    sizes = await sizes_of(node, containers) if query.flag("size") else {}
     shown = containers[:limit] if limit > 0 else containers
     return json_response(
         [write_found_row(node, found, around) | sizes.get(found.id, {}) for found in shown]
     )
 
 
-async def _sizes(node: LocalNode, containers: list[Found]) -> dict[str, dict[str, int]]:
+async def sizes_of(node: LocalNode, containers: list[Found]) -> dict[str, dict[str, int]]:
     """SizeRw and SizeRootFs of containers run by hand."""
     found = {}
     for container in containers:
@@ -107,7 +107,7 @@ async def write_found(call: Call, found: Found) -> dict[str, Any]:
         execs=execs,
     )
     if call.request.query.flag("size"):
-        document |= (await _sizes(node, [found]))[found.id]
+        document |= (await sizes_of(node, [found]))[found.id]
     return document
 
 

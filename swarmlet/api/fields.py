@@ -48,6 +48,10 @@ class Fields:
     def has(self, name: str) -> bool:
         return name in self._left
 
+    def names(self) -> tuple[str, ...]:
+        """Those that nobody took yet."""
+        return tuple(self._left)
+
     def take(self, name: str) -> Any:
         """Return the raw value, None if it was not given."""
         self._known.append(name)

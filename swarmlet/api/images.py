@@ -38,7 +38,7 @@ async def list_images(call: Call) -> Answer:
     filters = parse_filters(call.request.query, FILTERS)
     images = [image for image in call.node.images.images() if _matches(image, filters)]
     images.sort(key=lambda image: image.created_at, reverse=True)
-    return json_response([_write_row(image) for image in images])
+    return json_response([write_image_row(image) for image in images])
 
 
 async def inspect_image(call: Call) -> Answer:
@@ -180,16 +180,16 @@ async def tag_image(call: Call) -> Answer:
 async def remove_image(call: Call) -> Answer:
     query = call.request.query
     removal = await call.node.images.remove(
-        call.params["name"], force=query.flag("force"), pins=await _pins(call)
+        call.params["name"], force=query.flag("force"), pins=await pinned_images(call)
     )
     rows = [{"Untagged": name} for name in removal.untagged]
     rows += [{"Deleted": digest} for digest in removal.deleted]
     return json_response(rows)
 
 
-async def _pins(call: Call) -> set[Digest]:
-    """Images that containers of this node, or specs of the cluster, need."""
-    pins = set()
+async def pinned_images(call: Call) -> set[Digest]:
+    """Images that containers of this node, tasks' and others', or specs of the cluster, need."""
+    pins = {Digest(digest) for digest in call.node.local.images_in_use}
     names = [known.image for known in call.node.task_containers().values()]
     if (control := call.node.control) is not None:
         for service in control.view.state.services.values():
@@ -232,7 +232,7 @@ async def inspect_distribution(call: Call) -> Answer:
     return json_response({"Descriptor": descriptor, "Platforms": []})
 
 
-def _write_row(image: ImageSummary) -> dict[str, Any]:
+def write_image_row(image: ImageSummary) -> dict[str, Any]:
     names = list(image.references)
     return {
         "Id": image.id,

@@ -95,10 +95,9 @@ IMAGE_STATUS: tuple[tuple[type[ImageError], int], ...] = (
 NOT_BUILT = {
     "secrets": "secrets are",
     "configs": "configs are",
-    "volumes": "volumes are",
+    "volumes": "this call on volumes is",
     "plugins": "plugins are",
     "build": "building images is",
-    "commit": "making an image from a container is",
     "session": "BuildKit sessions are",
     "grpc": "BuildKit is",
     "auth": "registry logins are",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from swarmlet.api import (
     attach,
     containers,
+    disk,
     execs,
+    files,
     images,
     lives,
     logs,
@@ -16,6 +18,8 @@ from swarmlet.api import (
     swarm,
     system,
     tasks,
+    usage,
+    volumes,
 )
 from swarmlet.api.backend import LocalNode
 from swarmlet.api.http import serve_stream, serve_unix
@@ -36,6 +40,10 @@ ROUTES: tuple[Route, ...] = (
     *attach.ROUTES,
     *remote.ROUTES,
     *execs.ROUTES,
+    *files.ROUTES,
+    *usage.ROUTES,
+    *disk.ROUTES,
+    *volumes.ROUTES,
     *images.ROUTES,
 )
 

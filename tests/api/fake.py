@@ -21,8 +21,7 @@ import trio
 import trio.testing
 
 from swarmlet.agent.assignment import Assignment
-from swarmlet.agent.local.nettable import NetworkTable
-from swarmlet.agent.local.volumes import Volumes
+from swarmlet.agent.local.engine import Engine
 from swarmlet.api.backend import (
     Event,
     InitRequest,
@@ -412,7 +411,7 @@ class FakeSupervisor:
     """The part of the real one that the API uses: real states, and real logs in real files."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = self.state_dir = folder
         self.containers: dict[str, ContainerState] = {}
         self.killed: list[tuple[str, str]] = []
         self.ended: dict[str, trio.Event] = {}
@@ -470,18 +469,19 @@ class FakeSupervisor:
         return end
 
 
-class FakeEngine:
-    """A host on which nothing was run by hand."""
-
-    def __init__(self, folder: Path) -> None:
-        self.containers: dict[str, Any] = {}
-        self.gateway = ip_network("172.31.192.0/20")
-        host: Any = SimpleNamespace(gateway=self.gateway, assignment=Assignment())
-        self.networks = NetworkTable(
-            folder / "networks", host, list, lambda *_: None, random.Random(1)
-        )
-        self.volumes = Volumes(folder / "volumes")
-        self.images_in_use: set[str] = set()
+def engine_of(folder: Path, supervisor: Any, images: ImageStore) -> Engine:
+    """The real engine of a host on which nothing was run by hand."""
+    gateway = ip_network("172.31.192.0/20")
+    network: Any = SimpleNamespace(gateway=gateway, assignment=Assignment(), path_of=str)
+    return Engine(
+        supervisor=supervisor,
+        images=images,
+        network=network,
+        state_dir=folder,
+        host_name="h",
+        publish=lambda *_: None,
+        rng=random.Random(1),
+    )
 
 
 class FakeNode:
@@ -491,7 +491,7 @@ class FakeNode:
         self._fake = fake
         self.images: Any = ImageStore(fake.folder / NAMES[id_] / "images")
         self.supervisor: Any = FakeSupervisor(fake.folder / NAMES[id_] / "logs")
-        self.local: Any = FakeEngine(fake.folder / NAMES[id_])
+        self.local: Any = engine_of(fake.folder / NAMES[id_], self.supervisor, self.images)
         self.left: list[bool] = []
         self.joined: list[JoinRequest] = []
         self.initialised: list[InitRequest] = []

@@ -125,6 +125,8 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
     ]
     for name in by_right[Right.NODE]:
         assert name.split()[1].split("/")[1] in {
+            "build",
+            "commit",
             "containers",
             "distribution",
             "events",
@@ -133,4 +135,6 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
             "info",
             "networks",
             "swarmlet",
+            "system",
+            "volumes",
         }

@@ -101,8 +101,10 @@ class Container:
             return Phase.REMOVING
         if self.runs and self.state is not None:
             return Phase(self.state.status.value)
-        if self.restart_at:
+        if self.restart_at or (self.is_starting and self.streak.restarts):
             return Phase.RESTARTING
+        if self.is_up and not self.is_starting and self.state is not None:
+            return Phase.RUNNING  # its end is not noted yet, nor what follows
         return Phase.EXITED if self.record.started_at else Phase.CREATED
 
     @property

@@ -10,9 +10,11 @@ from __future__ import annotations
 import logging
 import signal as signals
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -31,16 +33,22 @@ from swarmlet.agent.local.records import (
     MountKind,
     Restart,
     RestartPolicy,
+    VolumeRecord,
 )
-from swarmlet.agent.local.specs import merge, resources_of
+from swarmlet.agent.local.rootfs import Subject
+from swarmlet.agent.local.specs import as_image, merge, resources_of
+from swarmlet.images.reference import Digest, Reference
 from swarmlet.runtime.failures import NoSuchContainer
 from swarmlet.runtime.sessions import Session
 from swarmlet.runtime.spec import SpecError, signal_number
+from swarmlet.runtime.state import ContainerState
 
 logger = logging.getLogger(__name__)
 
 #: Containers at once; each has a loop and a folder.
 CONTAINERS_MAX = 10_000
+#: Beside the containers' folder, where layers of commits lie while they are written.
+COMMITS = "commits"
 #: Signals that mean "end", so that no restart follows.
 ENDING = {"SIGKILL", "SIGTERM", "SIGINT", "SIGQUIT"}
 
@@ -221,7 +229,7 @@ class Engine(Lives):
         self._tell(container, "kill", signal=str(signal_number(name)))
         await self._supervisor.kill(container.id, name)
         if name == "SIGKILL":
-            await self._wait_until(container, lambda: not container.runs)
+            await self._wait_until(container, lambda: not container.runs and not container.is_up)
 
     async def pause(self, container: Container) -> None:
         if container.phase is not Phase.RUNNING:
@@ -285,6 +293,83 @@ class Engine(Lives):
         if attacher.session is None:
             raise NoSuch("container", container.name)
         return attacher.session
+
+    # Files.
+
+    @asynccontextmanager
+    async def files(self, container: Container) -> AsyncIterator[Subject]:
+        """Give the container's files. While it does not run nothing else is done to it."""
+        layers = await self.starter.layers(container.record)
+        while not container.runs:
+            async with container.lock:
+                if container.runs:
+                    continue
+                self._refuse_gone(container)
+                yield self._subject(container, layers)
+                return
+        yield self._subject(container, layers)
+
+    def _subject(self, container: Container, layers: tuple[str, ...]) -> Subject:
+        view = self.starter.view(container, layers)
+        return Subject(view, Path(self.starter.upper(container.record)), layers)
+
+    def files_of_task(self, state: ContainerState) -> Subject:
+        """The files of a container that is a task's."""
+        return self.starter.subject_of_task(state)
+
+    async def commit(
+        self,
+        base: str,
+        subject: Subject,
+        config: ContainerConfig,
+        *,
+        reference: Reference | None,
+        comment: str,
+        author: str,
+        changes: list[str],
+    ) -> str:
+        """Make an image of a container that was made from *base*; return its id."""
+        from swarmlet.agent.local.commits import commit  # only who commits pays for it
+
+        image = self._images.find(Digest(base))
+        return await commit(
+            self._images,
+            image.digest,
+            subject.upper,
+            as_image(config, image.config),
+            reference=reference,
+            comment=comment,
+            author=author,
+            changes=changes,
+            folder=self._folder.parent / COMMITS,
+        )
+
+    # Volumes.
+
+    async def create_volume(
+        self, name: str, *, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> VolumeRecord:
+        """Make the volume, or return the one that is there. Raises BadVolume, OSError."""
+        is_anonymous = not name
+        make = partial(
+            self.volumes.create,
+            name or new_id(self._rng),
+            labels=labels,
+            options=options,
+            anonymous=is_anonymous,
+        )
+        record = await trio.to_thread.run_sync(make)
+        self._publish("volume", "create", record.name, {"driver": "local"})
+        return record
+
+    async def remove_volume(self, name: str) -> int:
+        """Remove it and return its size. Raises Conflict while a container has it, OSError."""
+        users = self.volumes_in_use().get(name)
+        if users:
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        size = await trio.to_thread.run_sync(self.volumes.remove, name)
+        self._publish("volume", "destroy", name, {"driver": "local"})
+        return size
 
     # Changing.
 

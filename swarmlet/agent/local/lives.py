@@ -375,7 +375,7 @@ class Lives:
         await wait_any([lambda: self._wait_end(container), lambda: self._check_health(container)])
 
     async def _wait_end(self, container: Container) -> None:
-        while container.phase is Phase.RUNNING:
+        while container.runs and container.phase is Phase.RUNNING:
             await container.bell.wait_beyond(container.bell.rung)
 
     async def _check_health(self, container: Container) -> None:

@@ -28,7 +28,7 @@ from swarmlet.agent.local.records import (
     MountKind,
     MountPoint,
 )
-from swarmlet.images.config import ImageConfig
+from swarmlet.images.config import Healthcheck, ImageConfig
 from swarmlet.runtime import spec as oci
 from swarmlet.runtime.defaults import CAPABILITIES, MASKED_PATHS, READONLY_PATHS, SHM_BYTES
 
@@ -94,6 +94,33 @@ def merge(config: ContainerConfig, image: ImageConfig) -> ContainerConfig:
             "no command specified: the image names none, so give one after the image"
         )
     return merged
+
+
+def as_image(config: ContainerConfig, image: ImageConfig) -> ImageConfig:
+    """Return how an image starts that is made of a container of *image*."""
+    check = config.healthcheck
+    return replace(
+        image,
+        user=config.user,
+        env=config.env,
+        entrypoint=config.entrypoint,
+        cmd=config.command,
+        working_dir=config.directory,
+        labels=dict(config.labels),
+        exposed_ports=config.exposed,
+        volumes=config.volumes,
+        stop_signal=config.stop_signal,
+        healthcheck=None
+        if check is None
+        else Healthcheck(
+            test=check.test,
+            interval=round(check.interval * NANO),
+            timeout=round(check.timeout * NANO),
+            start_period=round(check.start_period * NANO),
+            start_interval=round(check.start_interval * NANO),
+            retries=check.retries,
+        ),
+    )
 
 
 def _merge_env(image: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:

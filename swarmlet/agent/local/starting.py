@@ -7,7 +7,6 @@ and volumes, which the next one finds.
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import stat
 from collections.abc import Callable, Iterable
@@ -21,6 +20,7 @@ import trio
 from swarmlet.agent.local.container import Container
 from swarmlet.agent.local.errors import Conflict, Invalid
 from swarmlet.agent.local.networks import has_sandbox
+from swarmlet.agent.local.owners import HOST_OWNERS, Owners
 from swarmlet.agent.local.records import (
     HOST_NETWORK,
     NO_NETWORK,
@@ -31,13 +31,16 @@ from swarmlet.agent.local.records import (
     MountKind,
     MountPoint,
 )
-from swarmlet.agent.local.rootfs import Bind, Live, Stored, View, fill_volume
+from swarmlet.agent.local.rootfs import Bind, Live, Stored, Subject, View, fill_volume
 from swarmlet.agent.local.specs import Surroundings, build, mount_of
+from swarmlet.agent.local.store import remove_all
 from swarmlet.agent.local.volumes import BadVolume, Volumes, check_name
 from swarmlet.images.reference import Digest
 from swarmlet.images.store import ImageStore
 from swarmlet.runtime import spec as oci
 from swarmlet.runtime.defaults import DEVICES
+from swarmlet.runtime.rootfs import Place, upper_of
+from swarmlet.runtime.state import ContainerState
 
 RESOLVER_ADDRESS = "127.0.0.11"
 UPPER, LOG_FOLDER, VIEW_FOLDER = "upper", "log", "view"
@@ -190,6 +193,24 @@ class Starter:
             binds=tuple(binds),
         )
 
+    def subject_of_task(self, state: ContainerState) -> Subject:
+        """The files of a container that the agent made."""
+        spec, folder = state.spec, self._runtime_folder / state.id
+        layers = spec.root.layers
+        place = Place(id=state.id, state=str(folder), run="")
+        upper = upper_of(spec, place)[0]
+        view: View
+        if state.status.running:
+            owners = HOST_OWNERS
+            if spec.own_users and spec.uid_mappings:
+                owners = Owners(spec.uid_mappings[0].host_id, spec.uid_mappings[0].size)
+            view = Live(state.pid, state.start_ticks, owners)
+        else:
+            empty = folder / VIEW_FOLDER
+            empty.mkdir(mode=0o700, parents=True, exist_ok=True)
+            view = Stored(layers=layers, place=str(empty), upper=upper)
+        return Subject(view, Path(upper), layers)
+
     def _view_place(self, record: ContainerRecord) -> str:
         place = self.place(record) / VIEW_FOLDER
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -271,28 +292,20 @@ class Starter:
         """Remove all of the container's files but its record."""
         for path in self.place(record).iterdir():
             if path.name != "record":
-                remove_tree(path)
+                remove_all(path)
 
     def remove_place(self, record: ContainerRecord) -> None:
         self.remove_remains(self.place(record))
 
     def remove_remains(self, place: Path) -> None:
         if place.is_dir():
-            remove_tree(place)
+            remove_all(place)
 
 
 def _named(point: MountPoint, new_name: Callable[[], str]) -> MountPoint:
     if point.kind is MountKind.VOLUME and not point.source:
         return replace(point, source=new_name(), anonymous=True)
     return point
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a file or a folder with all in it, whatever modes a container gave it."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path)
 
 
 def check_source(point: MountPoint) -> None:

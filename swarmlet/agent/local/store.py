@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
+from swarmlet.runtime.hostside import remove_tree
 
 R = TypeVar("R")
 
@@ -74,3 +75,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_all(path: Path) -> None:
+    """Remove a file or a folder with all in it, whatever a container made of it. Raises OSError."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        remove_tree(str(path))

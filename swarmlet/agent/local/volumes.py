@@ -9,13 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from swarmlet.agent.local.records import VolumeRecord
-from swarmlet.agent.local.store import DamagedRecord, read_record, sync_folder, write_record
+from swarmlet.agent.local.store import (
+    DamagedRecord,
+    read_record,
+    remove_all,
+    sync_folder,
+    write_record,
+)
 
 RECORD, DATA = "volume", "_data"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
@@ -38,7 +43,8 @@ class Volumes:
         """Finish the removals that were cut off."""
         if self.folder.is_dir():
             for path in self.folder.glob(f"*{GOING}"):
-                shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    remove_all(path)
 
     def all(self) -> dict[str, VolumeRecord]:
         """Every volume by name."""
@@ -91,7 +97,7 @@ class Volumes:
         size = size_of(place)
         place.rename(going)  # at once and for good; what is inside may take its time
         sync_folder(self.folder)
-        shutil.rmtree(going)
+        remove_all(going)
         return size
 
     def _read(self, name: str) -> VolumeRecord:
