@@ -242,6 +242,7 @@ class Manager:
 
     async def _keep_membership(self, leadership: Leadership) -> None:
         """Make Raft's configuration follow the nodes' roles, one change at a time."""
+        told = ("", "")
         while True:
             index, status = self.store.state.index, self.replica.status
             change = next_change(
@@ -275,7 +276,8 @@ class Manager:
                     case SetRole(node, role):
                         await self._set_role(leadership, node, role)
             except (ChangeRefused, NotLeader, TransferFailed) as exc:
-                logger.info("membership not changed wanted=%s reason=%s", change, exc)
+                if told != (told := (str(change), str(exc))):
+                    logger.info("membership not changed wanted=%s reason=%s", *told)
                 await trio.sleep(MEMBERSHIP_RETRY)
             except (ChangeConflict, StoreNotLeader, OutcomeUnknown) as exc:
                 logger.debug("role not written reason=%s", exc)

@@ -137,6 +137,7 @@ class Dispatcher:
         self._wait_current = wait_current
         self._rng = rng
         self._sessions: dict[NodeId, Session] = {}
+        self._over = False
         self._assignments: Assignments | None = None
         self._index = 0
         self._probes: dict[int, tuple[NodeId, trio.MemorySendChannel[Reach]]] = {}
@@ -155,12 +156,20 @@ class Dispatcher:
         return cluster.spec.heartbeat if cluster is not None else 2.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watch the nodes and keep every session told, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._push_forever)
-            nursery.start_soon(self._watch_forever)
-            nursery.start_soon(self._act_forever)
-            task_status.started()
+        """Watch the nodes and keep every session told, until cancelled; then end the sessions.
+
+        An agent whose manager leads no more must look for the one that does.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._push_forever)
+                nursery.start_soon(self._watch_forever)
+                nursery.start_soon(self._act_forever)
+                task_status.started()
+        finally:
+            self._over = True
+            for session in self._sessions.values():
+                session.scope.cancel()
 
     def suspect(self, node: NodeId) -> None:
         """Gossip doubts *node*: confirm it now."""
@@ -196,10 +205,15 @@ class Dispatcher:
         except (NotLeader, OutcomeUnknown) as exc:
             await stream.send(Redirect(reason=f"no quorum here: {exc}"))
             return
+        if self._over:
+            await stream.send(Redirect(reason="this manager leads no more"))
+            return
         session = Session(node, stream)
         self._replace(session)
         try:
             await self._serve(session, hello)
+        except* (NotLeader, OutcomeUnknown) as group:
+            logger.info("session ended node=%s reason=%s", node, group.exceptions[0])
         finally:
             self._closed(session)
 
@@ -214,7 +228,8 @@ class Dispatcher:
             return  # a newer session of the node took its place
         del self._sessions[session.node]
         self._leadership.observations.leave(session.node)
-        self._step(Closed(session.node, session.planned_ticks))
+        if not self._over:
+            self._step(Closed(session.node, session.planned_ticks))
         logger.info("session closed node=%s", session.node)
 
     async def _serve(self, session: Session, hello: Hello) -> None:

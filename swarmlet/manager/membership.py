@@ -79,17 +79,22 @@ def next_change(
     for server, node in managers.items():
         if server not in members and node.state is NodeState.READY:
             return AddLearner(node.id, server)
+    wanted = voters_wanted(len(managers))
+    ready = (s for s in sorted(learners) if s in managers and managers[s].state is NodeState.READY)
+    standby = next(ready, None)
+    alive = {node.facts.raft_server for node in nodes.values() if node.state is NodeState.READY}
     leaving = sorted(members - managers.keys())
     # This leader goes last: its removal hands leadership over.
     for server in sorted(leaving, key=lambda server: server == own_server):
-        if len(members) > 1:
+        rest = len({*voters} - {server})
+        # A voter that answers is replaced first. One that does not only makes the quorum larger.
+        first = server in voters and (server in alive or not rest)
+        if first and rest < wanted and standby is not None:
+            return Promote(managers[standby].id, standby)
+        if rest:
             return Remove(server)
-    wanted = voters_wanted(len(managers))
-    if len(voters) < wanted:
-        for server in sorted(learners):
-            node = managers[server]
-            if node.state is NodeState.READY:
-                return Promote(node.id, server)
-    elif len(voters) > wanted:
+    if len(voters) < wanted and standby is not None:
+        return Promote(managers[standby].id, standby)
+    if len(voters) > wanted:
         return Demote(max(server for server in voters if server != own_server))
     return None

@@ -75,6 +75,17 @@ def test_a_demoted_manager_is_removed_and_the_leader_goes_last() -> None:
     assert decide([manager(1), gone], {1}) == SetRole(NodeId("n2"), Role.WORKER)
 
 
+def test_a_standby_votes_before_a_voter_is_removed() -> None:
+    leaving = manager(1, spec=NodeSpec(role=Role.WORKER))
+    assert decide([leaving, manager(2)], {1}, {2}) == Promote(NodeId("n2"), 2)
+    assert decide([leaving, manager(2)], {1, 2}) == Remove(1)
+    nodes = [manager(1), manager(2), manager(3, spec=NodeSpec(role=Role.WORKER)), manager(4)]
+    assert decide(nodes, {1, 2, 3}, {4}) == Promote(NodeId("n4"), 4)
+    assert decide(nodes, {1, 2, 3, 4}) == Remove(3)
+    # Nobody can take the vote over: it is kept until somebody can.
+    assert decide([leaving, manager(2, state=NodeState.DOWN)], {1}, {2}) is None
+
+
 def test_a_log_that_a_node_has_lost_is_replaced_by_its_new_one() -> None:
     reborn = manager(9, id=NodeId("n2"))
     assert decide([manager(1), reborn, manager(3)], {1, 2, 3}) == AddLearner(NodeId("n2"), 9)

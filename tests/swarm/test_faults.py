@@ -207,11 +207,30 @@ async def test_a_manager_is_demoted_a_worker_promoted_and_a_node_removed() -> No
         )
         refused = await h1.run("swarmlet", "node", "rm", "h3", check=False)
         assert "demote it first" in refused.stderr
-        for host in (h2, h3):
-            await h1.run("swarmlet", "node", "demote", host.name)
+        await h1.run("swarmlet", "node", "demote", "h3")
+        # Of two managers one votes. The leader: so the other votes before it goes.
+        await h1.run("swarmlet", "node", "demote", "h1")
         await eventually(
-            lambda: h1.run("swarmlet", "node", "ls"),
-            until=lambda done: "Reachable" not in done.stdout,
+            lambda: h2.run("swarmlet", "node", "ls", check=False),
+            until=lambda done: done.stdout.count("Leader") == 1 and "Reachable" not in done.stdout,
+        )
+        managers = [
+            name for name, node in (await s.nodes(on=h2)).items() if "ManagerStatus" in node
+        ]
+        assert managers == ["h2"]
+        await eventually(
+            lambda: h1.run("swarmlet", "node", "update", "--label-add", "a=b", "h1", check=False),
+            until=lambda done: "manager" in done.stderr,
+        )
+        await h2.run("swarmlet", "node", "promote", "h1")
+        await eventually(
+            lambda: h1.run("swarmlet", "node", "ls", check=False),
+            until=lambda done: "Reachable" in done.stdout,
+        )
+        await h2.run("swarmlet", "node", "demote", "h2")
+        await eventually(
+            lambda: h1.run("swarmlet", "node", "ls", check=False),
+            until=lambda done: "Leader" in done.stdout and "Reachable" not in done.stdout,
         )
         last = await h1.run("swarmlet", "node", "demote", "h1", check=False)
         assert "last manager" in last.stderr
