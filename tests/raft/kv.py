@@ -10,6 +10,7 @@ For real processes (node.py): the bench and the chaos use the same. Pure.
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -71,6 +72,11 @@ class Store:
             return data
 
         return encode
+
+    def digest(self) -> int:
+        """A number that two stores share if they hold the same."""
+        items = sorted(self.values.items())
+        return zlib.crc32(msgpack.packb(items))
 
     def restore(self, index: int, data: bytes) -> None:
         self.values = msgpack.unpackb(data, strict_map_key=False, max_map_len=1 << 31)

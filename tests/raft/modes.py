@@ -14,6 +14,7 @@ from raft.membership import Change, ChangeKind, ServerChange, Transition
 from raft.messages import Message, RequestVote, Role, ServerId
 from raft.scan import segment_names
 from tests.raft.checkers import Violated
+from tests.raft.linearizability import NotLinearizable
 from tests.raft.world import KEY, Faults, Server, World
 
 CONFIG = Config(applying_bytes_max=4096, message_bytes_max=2048, in_flight_messages_max=4)
@@ -44,7 +45,7 @@ def work(world: World) -> None:
     leader = world.leader()
     for _ in range(rng.randint(0, 4)):
         target = leader if leader and rng.random() < 0.8 else rng.choice(everybody(world))
-        target.propose(b"c%d" % world.unique() + b"." * rng.choice([0, 0, 40, 400]))
+        target.propose(world.draw_command(rng.choice([0, 0, 40, 400])))
     if rng.random() < 0.4:
         rng.choice(everybody(world)).read()
 
@@ -78,6 +79,10 @@ def rest(world: World, *, quiet: bool = False) -> None:
             world.checkers.converged(server.server, server.commands)
             if server.commands != leader.commands:
                 raise Violated(f"{server.server} has other commands than {leader.server}")
+    try:
+        world.history.check()
+    except NotLinearizable as failure:
+        raise Violated(f"linearizability: {failure}") from failure
 
 
 def describe(server: Server) -> str:
@@ -235,7 +240,7 @@ def stale(seed: int) -> World:
         if leader:
             world.isolate(leader.server)
             for _ in range(rng.randint(1, 8)):
-                leader.propose(b"s%d" % world.unique())
+                leader.propose(world.draw_command())
                 leader.read()
                 work(world)
                 world.run(rng.randint(50, 600))

@@ -241,7 +241,7 @@ MUTANTS = [
         "        if snapshot.index > self.last_index:\n"
         "            self._base_index, self._base_term = snapshot.index, snapshot.term\n"
         "            self._entries = []\n\n    def note",
-        "chaos 0 200",
+        "stale 0 60",
     ),
     Mutant(
         "change_older_than_the_configuration_applied",
@@ -284,6 +284,13 @@ MUTANTS = [
         "        if not self._committed_in_term:\n            self._reads.early",
         "        if False:\n            self._reads.early",
         f"{SCRIPTS} -k read",
+    ),
+    Mutant(
+        "read_index_before_the_read",
+        "reads.py",
+        "self._pending.append(PendingRead(self.number, requester, context, index))",
+        "self._pending.append(PendingRead(self.number, requester, context, index - 1))",
+        "slow_disk 0 10",
     ),
     Mutant(
         "read_without_a_majority",
@@ -397,15 +404,18 @@ MUTANTS = [
 ]
 
 
-def copy_with(mutant: Mutant, place: Path) -> None:
+def copy_with(mutant: Mutant | None, place: Path) -> None:
     """Copy the repository's raft and its tests to *place*, with the bug in it."""
+    (place / "tests").mkdir(parents=True)
     for folder in ("raft", "tests/raft"):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("*.pyc"))
-    for file in ("tests/golden.py", "tests/conftest.py", "pyproject.toml"):
+    for file in ("tests/golden.py", "tests/seeds.py", "tests/conftest.py", "pyproject.toml"):
         shutil.copy(ROOT / file, place / file)
     data = ROOT.parent / "shared"
     if data.is_dir() and not (place.parent / "shared").exists():
         (place.parent / "shared").symlink_to(data)
+    if mutant is None:
+        return
     path = place / "raft" / mutant.file
     text = path.read_text()
     assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places fit"
@@ -442,13 +452,17 @@ def main(arguments: list[str]) -> int:
     exploring = "--explore" in arguments
     names = [a for a in arguments if not a.startswith("--")]
     missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        # Without a bug nothing is caught, or else nothing below would mean anything.
+        place = Path(folder) / "repository"
+        copy_with(None, place)
+        for means in (SCRIPTS, "chaos 0 1"):
+            assert not is_caught(means, place), f"{means} fails without a bug"
     for mutant in MUTANTS:
         if names and mutant.name not in names:
             continue
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "repository"
-            place.mkdir()
-            (place / "tests").mkdir()
             copy_with(mutant, place)
             if exploring:
                 print(mutant.name)

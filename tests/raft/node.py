@@ -21,7 +21,6 @@ from typing import Any
 import msgpack
 import trio
 
-from raft.applying import SNAPSHOT_ENTRIES
 from raft.config import EDGE, LAN, WAN, Config
 from raft.machine import ChangeRefused, Committed, Dropped, NotLeader, ReadTimedOut, TransferFailed
 from raft.messages import ServerId
@@ -36,7 +35,7 @@ from swarmlet.session import ManagerView
 from swarmlet.transport import Framed, Protocol, Transport
 from tests.raft import kv
 
-PRESETS = {"default": Config(), "lan": LAN, "wan": WAN, "edge": EDGE}
+CONFIGS = {"default": Config(), "lan": LAN, "wan": WAN, "edge": EDGE}
 CLUSTER = b"cluster-of-nodes"
 KEY = bytes(range(32))
 #: Seconds that a client waits at most, unless it hangs up.
@@ -78,8 +77,9 @@ class Node:
             transport=self.link,
             rng=random.Random(),
             cluster=CLUSTER,
-            config=PRESETS[plan["preset"]],
-            snapshot_entries=plan["snapshot_entries"] or SNAPSHOT_ENTRIES,
+            config=CONFIGS[plan["preset"]],
+            snapshot_entries=plan["snapshot_entries"],
+            segment_bytes=plan["segment_bytes"],
         )
 
     def view_of(self, server: ServerId) -> ManagerView | None:
@@ -185,6 +185,7 @@ class Node:
             "recovering": status.recovering,
             "disk_full": status.disk_full,
             "keys": len(self.store.values),
+            "digest": self.store.digest(),
         }
 
 

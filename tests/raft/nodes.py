@@ -9,19 +9,22 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from raft.replica import Replica
+from raft.applying import SNAPSHOT_ENTRIES
+from raft.boot import bootstrap, create
+from raft.wal import SEGMENT_BYTES
 from swarmlet.identity import CertificateAuthority, KeyPair, Role, new_cluster_id
 from tests.raft import kv
 from tests.raft.node import CLUSTER, KEY
 
 ROOT = Path(__file__).parent.parent.parent
+PRESETS = ("default", "lan", "wan", "edge")
 RAFT_PORT, CLIENT_PORT = 7947, 7948
 
 
@@ -34,8 +37,6 @@ class Process:
     disk: Path
     host: str
     process: subprocess.Popen[bytes] | None = None
-    #: What to put before the command, to run it elsewhere.
-    enter: Sequence[str] = ()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -50,7 +51,7 @@ class Process:
         assert self.process is None
         with (self.folder / "errors").open("ab") as errors:
             self.process = subprocess.Popen(
-                [*self.enter, sys.executable, "-m", "tests.raft.node", str(self.folder)],
+                [sys.executable, "-m", "tests.raft.node", str(self.folder)],
                 cwd=ROOT,
                 stdout=errors,
                 stderr=errors,
@@ -92,35 +93,43 @@ def make(
     hosts: Sequence[str],
     *,
     preset: str = "lan",
-    snapshot_entries: int = 0,
-    disks: Sequence[Path] = (),
+    snapshot_entries: int = SNAPSHOT_ENTRIES,
+    segment_bytes: int = SEGMENT_BYTES,
+    disks: Mapping[int, tuple[Path, Path]] | None = None,
 ) -> list[Process]:
-    """Make the folders of a cluster, one server a host; the first one makes it a cluster."""
+    """Make the folders of a cluster, one server a host; the first one makes it a cluster.
+
+    *disks* says where a server's log is, if elsewhere: as seen from here, and by the server.
+    """
     now = time.time()
     authority = CertificateAuthority.create(new_cluster_id(), now=now)
     keys = [KeyPair.generate() for _ in hosts]
-    places = list(disks) or [folder / f"n{number}" / "raft" for number in range(1, len(hosts) + 1)]
+    seen: dict[int, tuple[Path, Path]] = {
+        number: (folder / f"n{number}" / "raft",) * 2 for number in range(1, len(hosts) + 1)
+    }
+    seen |= disks or {}
     servers: dict[str, dict[str, Any]] = {}
-    for number, (host, key, disk) in enumerate(zip(hosts, keys, places, strict=True), 1):
-        found = Replica.bootstrap if number == 1 else Replica.create
+    for number, (host, key) in enumerate(zip(hosts, keys, strict=True), 1):
+        found = bootstrap if number == 1 else create
         servers[str(number)] = {
             "host": host,
             "raft": RAFT_PORT,
             "client": CLIENT_PORT,
             "node": key.node_id,
             "public_key": key.public_key.hex(),
-            "server": found(disk, KEY, CLUSTER),
+            "server": found(seen[number][0], KEY, CLUSTER, segment_bytes=segment_bytes),
         }
     made = []
-    for number, (host, key, disk) in enumerate(zip(hosts, keys, places, strict=True), 1):
+    for number, (host, key) in enumerate(zip(hosts, keys, strict=True), 1):
         place = folder / f"n{number}"
         place.mkdir(exist_ok=True)
         plan = {
             "number": str(number),
             "servers": servers,
-            "disk": str(disk),
+            "disk": str(seen[number][1]),
             "preset": preset,
             "snapshot_entries": snapshot_entries,
+            "segment_bytes": segment_bytes,
         }
         (place / "plan.json").write_text(json.dumps(plan))
         (place / "key.pem").write_bytes(key.pem)
@@ -129,5 +138,5 @@ def make(
             key.public_key, node=key.node_id, role=Role.MANAGER, now=now, lifetime=30 * 86400
         )
         (place / "certificate.der").write_bytes(leaf)
-        made.append(Process(number, place, disk, host))
+        made.append(Process(number, place, seen[number][0], host))
     return made

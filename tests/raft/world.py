@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from raft import boot
 from raft.appending import Work, work_of
@@ -36,6 +37,17 @@ from raft.snapshots import SnapshotStore, snapshot_name
 from raft.trace import BecameLeader, Trace
 from tests.raft.checkers import Checkers
 from tests.raft.disks import MemoryDisk, PowerCut
+from tests.raft.linearizability import (
+    APPEND,
+    CAS,
+    GET,
+    PUT,
+    History,
+    Operation,
+    State,
+    Value,
+    apply,
+)
 
 KEY = bytes(range(32))
 CLUSTER = b"cluster-of-world"
@@ -66,6 +78,7 @@ class Server:
         self.raft: Raft | None = None
         self.life = 0
         self.commands: list[bytes] = []
+        self.values: dict[str, State] = {}
 
     # Life.
     def start(self) -> None:
@@ -75,7 +88,7 @@ class Server:
         self._wal, self._snapshots = booted.wal, booted.snapshots
         self._storage = booted.storage
         self._hard_state = self._durable = booted.hard_state
-        self.commands = []
+        self.commands, self.values = [], {}
         self.applied = 0
         configuration = Configuration()
         if booted.snapshot is not None:
@@ -86,8 +99,9 @@ class Server:
         self._queue: list[Work] = []
         self._writing: list[Work] = []
         self._applying: list[tuple[Entry, ...] | Stored] = []
-        self._proposed: dict[int, tuple[int, bytes]] = {}
-        self._reads: dict[bytes, int] = {}
+        self._proposed: dict[int, tuple[int, bytes, Operation | None]] = {}
+        self._reads: dict[bytes, tuple[int, Operation]] = {}
+        self._reading: list[tuple[int, Operation]] = []
         self._entries_seen = 0
         self.raft = Raft(
             self.world.config,
@@ -151,11 +165,14 @@ class Server:
         """Propose *data*; False if it was dropped."""
         if self.raft is None:
             return False
+        operation = self.world.asked(data)
         try:
             index = self.raft.propose(data)
         except ProposalDropped:
+            if operation is not None:
+                self.world.history.never(operation)
             return False
-        self._proposed[index] = (self.raft.term, data)
+        self._proposed[index] = (self.raft.term, data, operation)
         self.turn()
         return True
 
@@ -170,7 +187,8 @@ class Server:
     def read(self) -> None:
         if self.raft is not None:
             context = self.world.unique().to_bytes(8, "big")
-            self._reads[context] = self.world.checkers.highest_acknowledged
+            operation = self.world.history.call(self.world.draw_key(), GET)
+            self._reads[context] = (self.world.checkers.highest_acknowledged, operation)
             self.raft.read_index(context)
             self.turn()
 
@@ -190,9 +208,12 @@ class Server:
             if ready.snapshot_wanted:
                 self._take_snapshot()
             for read in ready.read_states:
-                least = self._reads.pop(read.context, None)
-                if least is not None:
+                asked = self._reads.pop(read.context, None)
+                if asked is not None:
+                    least, operation = asked
                     self.world.checkers.read(self.server, read.index, least)
+                    self._reading.append((read.index, operation))
+                    self._answer_reads()
 
     def _send(self, to: ServerId, message: Message) -> None:
         self.world.checkers.sent(self.server, to, message)
@@ -293,14 +314,31 @@ class Server:
         self.applied = entry.index
         if entry.kind == CHANGE:
             self.raft.apply_change(entry.index, entry.data)
-        elif entry.data:
+        result: Value = None
+        if entry.kind != CHANGE and entry.data:
             self.commands.append(entry.data)
-        term, data = self._proposed.pop(entry.index, (0, b""))
+            result = apply_command(self.values, entry.data)
+        term, data, operation = self._proposed.pop(entry.index, (0, b"", None))
         if term == entry.term:
             self.world.checkers.acknowledge(entry.index, data)
+            if operation is not None:
+                self.world.history.answer(operation, result)
+        elif operation is not None:
+            self.world.history.never(operation)  # another leader's entry took its place
+        self._answer_reads()
+
+    def _answer_reads(self) -> None:
+        """Answer the reads whose index is applied."""
+        ready = [read for read in self._reading if read[0] <= self.applied]
+        self._reading = [read for read in self._reading if read[0] > self.applied]
+        for _, operation in ready:
+            self.world.history.answer(operation, self.values.get(operation.key))
 
     def _restore_state(self, snapshot: SnapshotMeta, state: bytes) -> None:
         self.commands = state.split(b"\n") if state else []
+        self.values = {}
+        for command in self.commands:
+            apply_command(self.values, command)
         self.applied = snapshot.index
 
     def _take_snapshot(self) -> None:
@@ -322,6 +360,30 @@ class Server:
         self._wal.compact(self._older_index)
 
 
+#: What clients use: two registers and a list.
+LIST: Final = "list"
+KEYS: Final = ("x", "y", LIST)
+
+
+def parse_command(command: bytes) -> tuple[str, str, Value] | None:
+    """Return key, kind and argument."""
+    words = command.decode().split(" ")
+    if len(words) < 3:
+        return None
+    key, kind, value = words[0], words[1], words[2].encode()
+    return key, kind, ((words[3].encode() or None, value) if kind == CAS else value)
+
+
+def apply_command(values: dict[str, State], command: bytes) -> Value:
+    """Do what *command* asks; return the answer."""
+    parsed = parse_command(command)
+    if parsed is None:
+        return None
+    key = parsed[0]
+    result, values[key] = apply(values.get(key), Operation(*parsed, 0))
+    return result
+
+
 class World:
     """Servers, a network, and a heap of what happens next."""
 
@@ -331,6 +393,8 @@ class World:
         self.config = config
         self.now = 0
         self.checkers = Checkers()
+        self.history = History()
+        self.written: dict[str, str] = {}  # what was last asked for
         self.cut: set[tuple[ServerId, ServerId]] = set()
         self.servers: dict[ServerId, Server] = {}
         #: Called with each message; True drops it. Modes use it to choose their victims.
@@ -356,6 +420,31 @@ class World:
 
     def unique(self) -> int:
         return next(self._tickets)
+
+    # What clients do. Drawn from how much has happened, not from the seed, so that it does not
+    # change what else happens.
+    def draw_key(self) -> str:
+        return KEYS[self.unique() % len(KEYS)]
+
+    def draw_command(self, padding: int = 0) -> bytes:
+        """Return a command that puts, compares and sets, or appends a value of its own."""
+        number = self.unique()
+        key = KEYS[number % len(KEYS)]
+        value = f"v{number}"
+        if key == LIST:
+            words = [key, APPEND, value]
+        elif number % 4:
+            words = [key, PUT, value]
+        else:
+            expected = self.written.get(key, "")
+            words = [key, CAS, value, expected]
+        self.written[key] = value
+        return " ".join([*words, "." * padding]).encode()
+
+    def asked(self, command: bytes) -> Operation | None:
+        """Note that a client asks for *command*; None if it is none of draw_command()'s."""
+        parsed = parse_command(command)
+        return None if parsed is None else self.history.call(*parsed)
 
     def at(self, delay: int, call: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._tickets), call))
