@@ -11,7 +11,7 @@ die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 packages_needed="nftables libnftables1 libseccomp2 conntrack iproute2 util-linux procps
   busybox-static curl ca-certificates python3 python3-venv"
 # What some tests hold us to besides: a registry, and the tools that others make images with.
-packages_of_tests="docker-registry skopeo umoci"
+packages_of_tests="docker-registry skopeo umoci podman crun runc containerd"
 
 # packages NAME...: install those of these Debian packages that are missing.
 packages() {

@@ -260,14 +260,16 @@ async def through_podman(figures: Figures, folder: Path, runs: int) -> None:
     runtime_lab.make_layer(folder / "image")
     await command("tar", ["tar", "-C", str(folder / "image"), "-cf", str(folder / "i.tar"), "."])
     podman = ["podman", "--root", str(folder / "root"), "--runroot", str(folder / "run")]
-    podman += ["--cgroup-manager", "cgroupfs", "--events-backend", "file"]
+    podman += ["--tmpdir", str(folder / "tmp"), "--cgroup-manager", "cgroupfs"]
+    podman += ["--events-backend", "file"]
     await command("podman", [*podman, "import", str(folder / "i.tar"), "bench:1"])
     limits = ["--ulimit", "nofile=1024:20000", "--ulimit", "nproc=4096:4096"]
     try:
         run = [*podman, "run", "--rm", *limits, "--network", "none", "bench:1", "/bin/true"]
         figures.peer("podman", COMMAND, await clock("podman", max(5, runs // 2), 1, run))
     finally:
-        await command("podman", [*podman, "system", "reset", "--force"])
+        await command("podman", [*podman, "rmi", "--all", "--force"])
+        await trio.run_process(["umount", str(folder / "root/overlay")], check=False)
 
 
 # Daemons.

@@ -127,7 +127,7 @@ class Reply:
 
 def start_ticks(pid: int) -> int:
     """Return when *pid* started, in clock ticks since boot: with the pid, its identity."""
-    return int(_stat(pid)[19])
+    return int(read_stat(pid)[19])
 
 
 def adopted_status(pid: int, pidfd: int) -> int | None:
@@ -136,7 +136,7 @@ def adopted_status(pid: int, pidfd: int) -> int | None:
     A zombie shows it in /proc; after its parent reaped it, kernels from 6.15 tell it by pidfd.
     """
     try:
-        fields = _stat(pid)
+        fields = read_stat(pid)
         if fields[0] == "Z":
             return int(fields[49])
     except OSError:
@@ -161,7 +161,7 @@ def is_dead(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def _stat(pid: int) -> list[str]:
+def read_stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat after the name, which may hold blanks: state first."""
     fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from swarmlet.runtime.values import named_value, value
+
 # <linux/bpf_common.h>, <linux/filter.h>
 LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 AND = 0x54  # BPF_ALU | BPF_AND | BPF_K
@@ -41,7 +43,7 @@ OPERATIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Comparison:
     """*argument* (0 to 5), an operator, and what it is compared with; *mask* for MASKED_EQ."""
 
@@ -51,7 +53,7 @@ class Comparison:
     mask: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Conditional:
     """A call that is *action* when all comparisons of one of *cases* hold, else *otherwise*."""
 
@@ -60,7 +62,7 @@ class Conditional:
     otherwise: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Architecture:
     """What the calls of one architecture get: by number, by default, and above the newest known.
 

@@ -56,11 +56,13 @@ class Driver(ABC):
         return f"{self.host.unified}/{self.name(container_id)}"
 
     @abstractmethod
-    def groups(self, container_id: str, resources: Resources) -> list[MakeCgroup]:
-        """Return the groups that *resources* need."""
+    def groups(
+        self, container_id: str, resources: Resources, *, whole: bool = False
+    ) -> list[MakeCgroup]:
+        """Return the groups that *resources* need; *whole* for those that an engine reads too."""
 
     @abstractmethod
-    def joins(self, container_id: str, resources: Resources) -> list[str]:
+    def joins(self, container_id: str, resources: Resources, *, whole: bool = False) -> list[str]:
         """Return the groups that a process must join after its birth."""
 
     @abstractmethod
@@ -108,7 +110,7 @@ class Driver(ABC):
     def processes(self, container_id: str) -> list[int]:
         """Return the pids in the container's group; none when it is gone."""
         try:
-            text = _read_control(f"{self.unified(container_id)}/cgroup.procs")
+            text = read_control(f"{self.unified(container_id)}/cgroup.procs")
         except FileNotFoundError:
             return []
         return [int(pid) for pid in text.split()]
@@ -141,9 +143,11 @@ def driver(host: Host, parent: str) -> Driver:
 class UnifiedDriver(Driver):
     """cgroup v2 (Documentation/admin-guide/cgroup-v2.rst)."""
 
-    CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")
+    CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids", "hugetlb")
 
-    def groups(self, container_id: str, resources: Resources) -> list[MakeCgroup]:
+    def groups(
+        self, container_id: str, resources: Resources, *, whole: bool = False
+    ) -> list[MakeCgroup]:
         needed = {
             "cpu_quota_us": "cpu",
             "cpu_shares": "cpu",
@@ -155,8 +159,9 @@ class UnifiedDriver(Driver):
         for field, controller in needed.items():
             if getattr(resources, field) is not None:
                 self._require(field, controller)
-        if resources.io:
-            self._require("io", "io")
+        for field, controller in (("io", "io"), ("hugetlb", "hugetlb")):
+            if getattr(resources, field):
+                self._require(field, controller)
         enabled = tuple(c for c in self.CONTROLLERS if c in self.host.unified_controllers)
         return [MakeCgroup(self.host.unified, self.name(container_id), controllers=enabled)]
 
@@ -164,7 +169,7 @@ class UnifiedDriver(Driver):
         if controller not in self.host.unified_controllers:
             raise self._missing(field, controller)
 
-    def joins(self, container_id: str, resources: Resources) -> list[str]:
+    def joins(self, container_id: str, resources: Resources, *, whole: bool = False) -> list[str]:
         return []
 
     def limits(self, container_id: str, resources: Resources) -> list[SetLimit]:
@@ -197,6 +202,7 @@ class UnifiedDriver(Driver):
             }
             text = " ".join(f"{key}={value or 'max'}" for key, value in pairs.items())
             values.append(("io.max", f"{limit.device} {text}"))
+        values += _huge_pages(resources)
         group = self.unified(container_id)
         return [SetLimit(f"{group}/{name}", value) for name, value in values]
 
@@ -223,7 +229,7 @@ class UnifiedDriver(Driver):
             if limit.device not in kept:
                 everything = "rbps=max wbps=max riops=max wiops=max"
                 lifted.append(SetLimit(f"{group}/io.max", f"{limit.device} {everything}"))
-        return lifted
+        return lifted + _lifted_huge_pages(group, old, new)
 
     def all_paths(self, container_id: str) -> list[str]:
         return [self.unified(container_id)]
@@ -262,8 +268,13 @@ class UnifiedDriver(Driver):
 class HybridDriver(Driver):
     """Limits in cgroup v1 (Documentation/admin-guide/cgroup-v1/), life cycle in cgroup2."""
 
-    def _controllers(self, resources: Resources) -> list[str]:
+    #: What engines read their figures from.
+    COUNTED = ("cpu", "cpuacct", "pids", "blkio")
+
+    def _controllers(self, resources: Resources, *, whole: bool = False) -> list[str]:
         wanted = {"memory": "memory_bytes"}
+        if whole:
+            wanted |= {name: name for name in self.COUNTED if self.host.hierarchy(name)}
         if resources.cpu_quota_us is not None or resources.cpu_shares is not None:
             wanted["cpu"] = "cpu_quota_us"
         if resources.cpuset_cpus is not None or resources.cpuset_mems is not None:
@@ -272,6 +283,8 @@ class HybridDriver(Driver):
             wanted["pids"] = "pids_max"
         if resources.io:
             wanted["blkio"] = "io"
+        if resources.hugetlb and "hugetlb" not in self.host.unified_controllers:
+            wanted["hugetlb"] = "hugetlb"
         for controller, field in wanted.items():
             if self.host.hierarchy(controller) is None:
                 raise self._missing(field, controller)
@@ -283,10 +296,15 @@ class HybridDriver(Driver):
         assert hierarchy is not None, controller
         return f"{hierarchy.path}/{self.name(container_id)}"
 
-    def groups(self, container_id: str, resources: Resources) -> list[MakeCgroup]:
-        made = [MakeCgroup(self.host.unified, self.name(container_id))]
+    def groups(
+        self, container_id: str, resources: Resources, *, whole: bool = False
+    ) -> list[MakeCgroup]:
+        # Of all controllers this one may be left to cgroup2, if no hierarchy of v1 has it.
+        unified = "hugetlb" in self.host.unified_controllers and resources.hugetlb
+        enabled = ("hugetlb",) if unified else ()
+        made = [MakeCgroup(self.host.unified, self.name(container_id), controllers=enabled)]
         roots: list[str] = []
-        for controller in self._controllers(resources):
+        for controller in self._controllers(resources, whole=whole):
             hierarchy = self.host.hierarchy(controller)
             assert hierarchy is not None
             if hierarchy.path not in roots:
@@ -297,8 +315,8 @@ class HybridDriver(Driver):
                 made.append(MakeCgroup(hierarchy.path, self.name(container_id), inherit=inherit))
         return made
 
-    def joins(self, container_id: str, resources: Resources) -> list[str]:
-        paths = [self.path(c, container_id) for c in self._controllers(resources)]
+    def joins(self, container_id: str, resources: Resources, *, whole: bool = False) -> list[str]:
+        paths = [self.path(c, container_id) for c in self._controllers(resources, whole=whole)]
         return list(dict.fromkeys(paths))
 
     def limits(self, container_id: str, resources: Resources) -> list[SetLimit]:
@@ -333,7 +351,15 @@ class HybridDriver(Driver):
                 if number is not None:
                     file = f"blkio.throttle.{name}_device"
                     values.append(("blkio", file, f"{limit.device} {number}"))
-        return [SetLimit(f"{self.path(c, container_id)}/{f}", value) for c, f, value in values]
+        limits = [SetLimit(f"{self.path(c, container_id)}/{f}", value) for c, f, value in values]
+        if "hugetlb" in self.host.unified_controllers:
+            group = self.unified(container_id)
+            return limits + [SetLimit(f"{group}/{f}", v) for f, v in _huge_pages(resources)]
+        for pages in resources.hugetlb:
+            file = f"hugetlb.{pages.page_size}.limit_in_bytes"
+            path = f"{self.path('hugetlb', container_id)}/{file}"
+            limits.append(SetLimit(path, str(pages.limit_bytes)))
+        return limits
 
     def resets(self, container_id: str, old: Resources, new: Resources) -> list[SetLimit]:
         unlimited = {
@@ -359,6 +385,8 @@ class HybridDriver(Driver):
                 for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
                     file = f"{self.path('blkio', container_id)}/blkio.throttle.{name}_device"
                     lifted.append(SetLimit(file, f"{limit.device} 0"))
+        if "hugetlb" in self.host.unified_controllers:
+            lifted += _lifted_huge_pages(self.unified(container_id), old, new)
         return lifted
 
     def all_paths(self, container_id: str) -> list[str]:
@@ -405,6 +433,17 @@ class HybridDriver(Driver):
             memory_pressure=pressure[1],
             io_pressure=pressure[2],
         )
+
+
+def _huge_pages(resources: Resources) -> list[tuple[str, str]]:
+    """Return what to write in which file of cgroup v2."""
+    return [(f"hugetlb.{p.page_size}.max", str(p.limit_bytes)) for p in resources.hugetlb]
+
+
+def _lifted_huge_pages(group: str, old: Resources, new: Resources) -> list[SetLimit]:
+    kept = {pages.page_size for pages in new.hugetlb}
+    gone = (pages.page_size for pages in old.hugetlb if pages.page_size not in kept)
+    return [SetLimit(f"{group}/hugetlb.{size}.max", "max") for size in gone]
 
 
 def weight_of_shares(shares: int) -> int:
@@ -469,7 +508,8 @@ def write_control(path: str, value: str) -> None:
         os.close(fd)
 
 
-def _read_control(path: str) -> str:
+def read_control(path: str) -> str:
+    """Return the text of a control file."""
     # Not Path.read_text: statistics read a dozen of these for each container.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -484,7 +524,7 @@ def _read_control(path: str) -> str:
 def _read(path: str) -> str:
     """Return the text of a control file, "" when the group does not have it."""
     try:
-        return _read_control(path)
+        return read_control(path)
     except OSError:
         return ""
 
@@ -497,7 +537,7 @@ def _read_number(path: str) -> int | None:
 def _read_flat(path: str, *, missing_ok: bool = False) -> dict[str, int]:
     """Read a flat-keyed file: lines of a name and a number."""
     try:
-        text = _read_control(path)
+        text = read_control(path)
     except FileNotFoundError:
         if missing_ok:
             return {}

@@ -238,6 +238,12 @@ class Child(Launcher):
         self.kernel.send_fds(self.channel, [MASTER], [master])
         self.kernel.close(master)
 
+    def wait_for_start(self) -> None:
+        """Say that the birth is done, and return when the command is to be executed."""
+        self.channel.send(READY)
+        if self.channel.recv(16) != GO:
+            os._exit(EXIT_FAILED)
+
     # What steps share.
 
     def _ensure_file(self, path: str) -> None:
@@ -267,8 +273,6 @@ def run(child: Child, plan: dict[str, Any]) -> None:
         os._exit(EXIT_FAILED)
     child.perform(birth)
     if plan["wait"]:
-        child.channel.send(READY)
-        if child.channel.recv(16) != GO:
-            os._exit(EXIT_FAILED)
+        child.wait_for_start()
     child.perform(launch, first=len(birth))
     os._exit(EXIT_FAILED)

@@ -23,6 +23,7 @@ from swarmlet.runtime.launcher import EXIT_FAILED, Linux
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 #: <linux/nsfs.h>
@@ -42,11 +43,14 @@ def bear(
     trees: list[int],
     streams: list[int],
     target_pidfd: int = -1,
+    kind: Callable[..., child.Child] = child.Child,
+    kept: tuple[int, ...] = (),
 ) -> None:
     """Clone the zygote; the child runs the plan in *plan_fd* and never returns.
 
     *clone* is plan.Clone as a JSON value, *trees* are the detached mounts that it names. With a
-    *target_pidfd* the child is born in the PID namespace of that process.
+    *target_pidfd* the child is born in the PID namespace of that process. It is of a *kind* and
+    inherits the descriptors *kept* as well.
     """
     cgroup_fd = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -67,7 +71,7 @@ def bear(
             if pid == 0:
                 slots = [entry[0] for entry in (*clone["trees"], *clone["views"])]
                 named = dict(zip(slots, trees + views, strict=True))
-                _be_born(theirs, plan_fd, streams, named, target_pidfd)
+                _be_born(kind, kept, theirs, plan_fd, streams, named, target_pidfd)
         for name, hard in clone["rlimits"]:
             raise_limit(pid, getattr(resource, name), hard)
         if clone["uid_map"]:
@@ -277,16 +281,22 @@ def pid_of(pidfd: int) -> int:
 
 
 def _be_born(
-    theirs: socket.socket, plan_fd: int, streams: list[int], trees: dict[str, int], pidfd: int
+    kind: Callable[..., child.Child],
+    kept: tuple[int, ...],
+    theirs: socket.socket,
+    plan_fd: int,
+    streams: list[int],
+    trees: dict[str, int],
+    pidfd: int,
 ) -> None:
     try:
         # A collection would touch, and so copy, every page that is shared with the zygote.
         gc.disable()
-        _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams, *trees.values()])
+        _close_all_but([theirs.fileno(), plan_fd, pidfd, *streams, *trees.values(), *kept])
         size = min(os.fstat(plan_fd).st_size, PLAN_BYTES_MAX)
         plan = marshal.loads(os.pread(plan_fd, size, 0))
         os.close(plan_fd)
-        process = child.Child(Linux(), theirs, streams=streams, trees=trees, pidfd=pidfd)
+        process = kind(Linux(), theirs, streams=streams, trees=trees, pidfd=pidfd)
         child.run(process, plan)
     finally:
         os._exit(EXIT_FAILED)

@@ -3,18 +3,28 @@
 Pure. `decode` builds a dataclass from what json.loads returned and refuses unknown fields by
 name; `encode` gives the JSON value back, without the fields that hold their default. Known types:
 str, int, float, bool, bytes (base64), `tuple[T, ...]`, `Mapping[str, T]`, `T | None`, `Literal`
-and other dataclasses.
+and other dataclasses. What only these two need is imported by them: others come for the error.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import dataclasses
 import functools
 import types
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+if TYPE_CHECKING:
+    import dataclasses
 
 D = TypeVar("D")
 
@@ -31,6 +41,9 @@ def decode(kind: type[D], value: object, path: str = "") -> D:
 
 def encode(value: object) -> Any:
     """Return the JSON value of a dataclass; fields that equal their default are left out."""
+    import base64
+    import dataclasses
+
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         members = {}
         for field in dataclasses.fields(value):
@@ -48,6 +61,8 @@ def encode(value: object) -> Any:
 
 
 def _default(field: dataclasses.Field[Any]) -> object:
+    import dataclasses
+
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -60,6 +75,8 @@ def _hints(kind: Hashable) -> dict[str, Any]:
 
 
 def _decode(kind: Any, value: object, path: str) -> Any:
+    import dataclasses
+
     origin = get_origin(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _decode_dataclass(kind, value, path)
@@ -92,6 +109,8 @@ def _decode(kind: Any, value: object, path: str) -> Any:
 
 
 def _decode_dataclass(kind: type[Any], value: object, path: str) -> Any:
+    import dataclasses
+
     if not isinstance(value, Mapping):
         raise SpecError(f"{path or 'spec'}: must be an object, not {_name(value)}")
     hints = _hints(cast(Hashable, kind))
@@ -111,6 +130,9 @@ def _decode_dataclass(kind: type[Any], value: object, path: str) -> Any:
 
 def _decode_scalar(kind: Any, value: object, path: str) -> object:
     if kind is bytes:
+        import base64
+        import binascii
+
         if isinstance(value, str):
             try:
                 return base64.b64decode(value, validate=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 
 from swarmlet.runtime.steps import (
     AllowDevices,
@@ -64,19 +63,28 @@ ADVICE: tuple[tuple[type[Step] | None, int, str], ...] = (
 SPEAKS_FOR_ITSELF = (Execute, ResolveUser)
 
 
-@dataclass(frozen=True)
 class RuntimeFailure(Exception):
     """An operation on a container failed. `str()` says what, why and what to do.
 
     *step* names the step of the plan, or is empty when no step was under way.
     """
 
-    container_id: str
-    text: str
-    step: str = ""
-    errno: int = 0
-    path: str = ""
-    advice: str = ""
+    def __init__(
+        self,
+        container_id: str,
+        text: str,
+        step: str = "",
+        errno: int = 0,
+        path: str = "",
+        advice: str = "",
+    ) -> None:
+        super().__init__(container_id, text, step, errno, path, advice)
+        self.container_id = container_id
+        self.text = text
+        self.step = step
+        self.errno = errno
+        self.path = path
+        self.advice = advice
 
     def __str__(self) -> str:
         return f"{self.text}; {self.advice}" if self.advice else self.text

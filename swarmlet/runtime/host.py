@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+
+from swarmlet.runtime.values import named_value, value
 
 #: open_tree, move_mount, mount_setattr, clone3 into a cgroup, cgroup.kill: syscalls.py.
 KERNEL_MIN = (5, 14)
@@ -23,7 +23,7 @@ class HostError(RuntimeError):
     """This host cannot run containers; the text says what is missing and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hierarchy:
     """One mounted cgroup v1 hierarchy."""
 
@@ -31,7 +31,7 @@ class Hierarchy:
     controllers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Host:
     """Facts that plans depend on."""
 
@@ -68,13 +68,13 @@ def probe() -> Host:
     machine = os.uname().machine
     if machine not in MACHINES:
         raise HostError(f"no container support for {machine}: only {' and '.join(MACHINES)}")
-    unified, hierarchies = parse_cgroup_mounts(Path("/proc/self/mountinfo").read_text())
+    unified, hierarchies = parse_cgroup_mounts(_text("/proc/self/mountinfo"))
     if unified is None:
         raise HostError(
             "no cgroup2 file system is mounted: boot with systemd.unified_cgroup_hierarchy=1, "
             "or mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
-    controllers = tuple((Path(unified) / "cgroup.controllers").read_text().split())
+    controllers = tuple(_text(f"{unified}/cgroup.controllers").split())
     if "memory" in controllers:
         hierarchies = ()
     elif not any("memory" in item.controllers for item in hierarchies):
@@ -90,9 +90,9 @@ def probe() -> Host:
         unified_controllers=controllers,
         hierarchies=hierarchies,
         swap_accounting=_has_swap_accounting(memory),
-        last_capability=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
-        capabilities=_permitted(Path("/proc/self/status").read_text()),
-        keyrings=Path("/proc/keys").exists(),
+        last_capability=int(_text("/proc/sys/kernel/cap_last_cap")),
+        capabilities=_permitted(_text("/proc/self/status")),
+        keyrings=os.path.exists("/proc/keys"),
         user_namespaces=kernel >= KERNEL_MIN_USER_NAMESPACES and _has_user_namespaces(),
     )
 
@@ -143,14 +143,19 @@ def _permitted(status: str) -> int:
 
 def _has_user_namespaces() -> bool:
     try:
-        return int(Path("/proc/sys/user/max_user_namespaces").read_text()) > 0
+        return int(_text("/proc/sys/user/max_user_namespaces")) > 0
     except FileNotFoundError:
         return False
 
 
 def _has_swap_accounting(v1_memory: str) -> bool:
     if v1_memory:
-        return Path(v1_memory, "memory.memsw.limit_in_bytes").exists()
+        return os.path.exists(f"{v1_memory}/memory.memsw.limit_in_bytes")
     # memory.swap.max is missing in the root group and, with swapaccount=0, everywhere. A host
     # without swap does not miss it.
-    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+    return len(_text("/proc/swaps").splitlines()) > 1
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()

@@ -6,6 +6,7 @@ what is gone already, so a removal that was cut off is simply done again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -13,7 +14,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import assert_never
 
 from swarmlet.runtime import cgroups, syscalls
@@ -129,38 +129,41 @@ def _hold_tree(step: HoldTree) -> int:
 def make_directory(path: str, mode: int = 0o700) -> None:
     """Make *path* and its missing parents; an existing folder is left as it is."""
     missing = []
-    folder = Path(path)
-    while not folder.exists():
+    path = folder = os.path.abspath(path)
+    while not os.path.exists(folder):
         missing.append(folder)
-        folder = folder.parent
+        folder = os.path.dirname(folder)
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        folder.chmod(mode if folder == Path(path) else 0o711)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+        os.chmod(folder, mode if folder == path else 0o711)
 
 
 def _make_cgroup(step: MakeCgroup) -> None:
     for attempt in range(MKDIR_ATTEMPTS_MAX):
         try:
-            folder = Path(step.root)
-            for name in Path(step.name).parts:
+            folder = step.root
+            for name in step.name.split("/"):
                 if step.controllers:
                     _enable(folder, step.controllers)
-                parent, folder = folder, folder / name
-                folder.mkdir(exist_ok=True)
+                parent, folder = folder, f"{folder}/{name}"
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder)
                 for file in step.inherit:
-                    if not (folder / file).read_text().strip():
-                        (folder / file).write_text((parent / file).read_text())
+                    if not cgroups.read_control(f"{folder}/{file}").strip():
+                        inherited = cgroups.read_control(f"{parent}/{file}")
+                        cgroups.write_control(f"{folder}/{file}", inherited)
             return
         except FileNotFoundError:
             if attempt == MKDIR_ATTEMPTS_MAX - 1:
                 raise
 
 
-def _enable(folder: Path, controllers: tuple[str, ...]) -> None:
-    file = folder / "cgroup.subtree_control"
-    missing = set(controllers) - set(file.read_text().split())
+def _enable(folder: str, controllers: tuple[str, ...]) -> None:
+    file = f"{folder}/cgroup.subtree_control"
+    missing = set(controllers) - set(cgroups.read_control(file).split())
     if missing:
-        file.write_text(" ".join(f"+{name}" for name in sorted(missing)))
+        cgroups.write_control(file, " ".join(f"+{name}" for name in sorted(missing)))
 
 
 def _allow_devices(cgroup: str, program: bytes) -> None:
@@ -231,12 +234,12 @@ def _remove_cgroup(path: str) -> None:
 
 def prune_cgroups(root: str, name: str) -> None:
     """Remove the empty groups of the path *name* below *root*, as far up as they are empty."""
-    parts = Path(name).parts
-    for depth in range(len(parts), 0, -1):
+    while name:
         try:
-            os.rmdir(Path(root, *parts[:depth]))
+            os.rmdir(f"{root}/{name}")
         except OSError:
             return
+        name = name.rpartition("/")[0]
 
 
 def remove_tree(path: str) -> None:

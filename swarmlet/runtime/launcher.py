@@ -131,6 +131,7 @@ class Launcher:
         self.uid = self.gid = 0
         self.groups: list[int] = []
         self.home = "/"
+        self.kept_above = 3  # from this descriptor on nothing is left to the command
 
     def perform(self, steps: list[Any], *, first: int = 0) -> None:
         """Do *steps* in order; a failure is reported with its index and ends the process."""
@@ -174,6 +175,8 @@ class Launcher:
 
     def take_stdio(self) -> None:
         for fd in dict.fromkeys(self.streams[1:] if self.terminal < 0 else self.streams):
+            if self.terminal < 0 and stat.S_ISCHR(self.kernel.stat(fd).st_mode):
+                continue  # the host's /dev/null or a terminal of the caller's is not the user's
             # So that the user may open /dev/stdout again; a file or socket given by an exec's
             # caller may refuse, and then that is the caller's own wish.
             try:
@@ -225,7 +228,7 @@ class Launcher:
         command = args[0]
         path = self._find(command, variables.get("PATH", ""))
         # CVE-2024-21626 and whatever comes next: nothing of the zygote's is open after execve.
-        self.kernel.close_range(3, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
+        self.kernel.close_range(self.kept_above, 0xFFFFFFFF, syscalls.CLOSE_RANGE_CLOEXEC)
         try:
             self.kernel.execve(path, args, variables)
         except OSError as failure:

@@ -6,17 +6,17 @@ Pure. Sizes are bytes, times seconds unless a name says otherwise. `spec.py` put
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from swarmlet.runtime import defaults
 from swarmlet.runtime.decoding import SpecError
+from swarmlet.runtime.values import named_value
 
 #: "private" (new and empty), "host" (the daemon's own), or the path of a namespace file.
 Namespace: TypeAlias = str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class User:
     """Who the process is: numbers, or names looked up in the root's /etc/passwd and /etc/group."""
 
@@ -32,7 +32,7 @@ class User:
         return cls(user=user or "0", group=group)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Capabilities:
     """The five sets of capabilities(7), as names with CAP_."""
 
@@ -63,14 +63,14 @@ def _capability_names(path: str, names: Iterable[str]) -> set[str]:
     return full
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Rlimit:
     type: str
     soft: int
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Process:
     """What runs. `args[0]` is looked up in the PATH of *env* when it has no slash."""
 
@@ -88,7 +88,7 @@ class Process:
     oom_score_adj: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Root:
     """The root file system: *layers*, base first, under a writable layer.
 
@@ -101,7 +101,7 @@ class Root:
     readonly: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Mount:
     """A bind mount, a volume (a bind whose source is made when missing) or a tmpfs."""
 
@@ -116,7 +116,7 @@ class Mount:
     mode: int = 0o1777  # tmpfs
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class File:
     """A secret or config: *content* appears at *path*, on a tmpfs, never on a disk."""
 
@@ -127,7 +127,7 @@ class File:
     mode: int = 0o444
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Namespaces:
     """Which of the kernel's namespaces are the container's own. The mount namespace always is.
 
@@ -143,7 +143,7 @@ class Namespaces:
     user: Namespace = "host"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class IdMapping:
     """One extent of a user namespace: ids from *container_id* on are *host_id* and on outside."""
 
@@ -152,7 +152,7 @@ class IdMapping:
     size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class IoLimit:
     """Limits of a block device, `major:minor`; None is no limit."""
 
@@ -163,7 +163,15 @@ class IoLimit:
     write_operations_per_second: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
+class HugetlbLimit:
+    """Bytes of huge pages of one size, named as the kernel does: 2MB, 1GB."""
+
+    page_size: str
+    limit_bytes: int
+
+
+@named_value
 class Resources:
     """Limits; None is no limit. Field names follow the OCI's and Docker's."""
 
@@ -177,9 +185,10 @@ class Resources:
     cpuset_mems: str | None = None
     pids_max: int | None = None
     io: tuple[IoLimit, ...] = ()
+    hugetlb: tuple[HugetlbLimit, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Device:
     """A device node in the container, and the right to use it."""
 
@@ -193,7 +202,7 @@ class Device:
     access: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class DeviceRule:
     """One line of the device rules; "a" and None mean any."""
 
@@ -204,7 +213,7 @@ class DeviceRule:
     access: str = "rwm"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Seccomp:
     """The system call filter; *document* is Docker's JSON format when *profile* is custom."""
 
@@ -212,7 +221,7 @@ class Seccomp:
     document: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class LogConfig:
     driver: Literal["json-file", "none"] = "json-file"
     file_bytes_max: int = defaults.LOG_BYTES_MAX

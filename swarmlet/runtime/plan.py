@@ -16,7 +16,6 @@ Paths of one container:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from swarmlet.runtime import defaults, rootfs
 from swarmlet.runtime import syscalls as linux
@@ -69,6 +68,7 @@ from swarmlet.runtime.steps import (
     Unshare,
     WriteText,
 )
+from swarmlet.runtime.values import field, named_value, value
 
 __all__ = ["Clone", "Place", "Plan", "exec_plan", "plan", "removal"]
 
@@ -88,7 +88,7 @@ TREES_MAX = 200
 PING_GROUP_MAX = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class Clone:
     """What the zygote does for a child that the child cannot do itself."""
 
@@ -114,7 +114,7 @@ class Clone:
         return bool(self.user or self.uid_map)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Plan:
     """Everything to do for one container: on the host, in the zygote, then in the child."""
 

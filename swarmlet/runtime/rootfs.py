@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import posixpath
 import stat
-from dataclasses import dataclass
 
 from swarmlet.runtime import defaults
 from swarmlet.runtime import spec as specs
@@ -52,6 +51,7 @@ from swarmlet.runtime.steps import (
     SetTree,
     WriteSecret,
 )
+from swarmlet.runtime.values import value
 
 PROPAGATION = {"private": linux.MS_PRIVATE, "slave": linux.MS_SLAVE, "shared": linux.MS_SHARED}
 ATTRIBUTES = {
@@ -67,7 +67,7 @@ KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK}
 TTY_GROUP = 5
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Place:
     """Where the container with *id* has its files; both folders are its own."""
 

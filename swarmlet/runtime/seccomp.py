@@ -17,7 +17,6 @@ import os
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from swarmlet.runtime import bpf
@@ -25,6 +24,7 @@ from swarmlet.runtime.decoding import SpecError
 from swarmlet.runtime.host import Host, parse_kernel
 from swarmlet.runtime.seccomp_default import default_profile
 from swarmlet.runtime.spec import Seccomp
+from swarmlet.runtime.values import value
 
 #: <seccomp.h>
 ACTIONS = {
@@ -87,7 +87,7 @@ class _Comparison(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rule:
     """Calls by name, what to do with them, and when: arguments (index, operator, value, value2)."""
 

@@ -5,11 +5,10 @@ are its file form, and `validate` (validation.py) says what is nonsense in it, b
 `SpecError("process.args: must not be empty")`.
 """
 
-# ruff: noqa: RUF009 (the parts are frozen)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from swarmlet.runtime import defaults, validation
@@ -19,6 +18,7 @@ from swarmlet.runtime.parts import (
     Device,
     DeviceRule,
     File,
+    HugetlbLimit,
     IdMapping,
     IoLimit,
     LogConfig,
@@ -40,6 +40,7 @@ from swarmlet.runtime.validation import (
     validate_process,
     validate_resources,
 )
+from swarmlet.runtime.values import field, named_value
 
 __all__ = [
     "CONTAINER_ID",
@@ -50,6 +51,7 @@ __all__ = [
     "Device",
     "DeviceRule",
     "File",
+    "HugetlbLimit",
     "IdMapping",
     "IoLimit",
     "LogConfig",
@@ -70,7 +72,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class ContainerSpec:
     process: Process
     root: Root

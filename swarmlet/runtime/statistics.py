@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from swarmlet.runtime.values import named_value, value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pressure:
     """Percent of the last 10 s in which some, or all, processes waited (PSI)."""
 
@@ -20,7 +21,7 @@ class Pressure:
         return cls(float(found.get("some", 0)), float(found.get("full", 0)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@named_value
 class CgroupStats:
     """Counters of one group since it was made; limits are None where there is none."""
 
@@ -47,7 +48,7 @@ class CgroupStats:
         return max(0, self.memory_usage_bytes - self.memory_inactive_file_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InterfaceStats:
     """Counters of a network interface in the container's own namespace."""
 
@@ -62,7 +63,7 @@ class InterfaceStats:
     sent_dropped: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ContainerStats:
     """One reading of one container; *read_at* is Unix time."""
 

@@ -16,27 +16,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from swarmlet.runtime import syscalls as linux
+from swarmlet.runtime.values import value
 
 # Steps on the host: files and cgroups around the container.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeDirectory:
     path: str
     mode: int = 0o700
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeFifo:
     path: str
     mode: int = 0o600
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeHostNode:
     """Make a device node that a user namespace cannot make; *uid* and *gid* are the host's."""
 
@@ -48,7 +48,7 @@ class MakeHostNode:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class HoldTree:
     """Keep a detached copy of the mount at *source*: it goes to the child under the name *slot*.
 
@@ -63,13 +63,13 @@ class HoldTree:
     propagation: int = linux.MS_PRIVATE
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WriteText:
     path: str
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeCgroup:
     """Make *name* below the hierarchy at *root*, parents first.
 
@@ -83,13 +83,13 @@ class MakeCgroup:
     controllers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetLimit:
     path: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AllowDevices:
     """Attach the eBPF device *program* to the cgroup2 at *cgroup*."""
 
@@ -97,19 +97,19 @@ class AllowDevices:
     program: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KillCgroup:
     """Kill every process in the cgroup2 at *path* and wait until it is empty."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RemoveCgroup:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PruneCgroups:
     """Remove the groups of the path *name* below *root* as far up as they are empty."""
 
@@ -117,7 +117,7 @@ class PruneCgroups:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RemoveTree:
     path: str
 
@@ -125,31 +125,31 @@ class RemoveTree:
 # Steps of the child: from a clone of the zygote to "created".
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JoinCgroup:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EnterContainer:
     """Join the namespaces *flags* of the running container whose pidfd the zygote passed."""
 
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unshare:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NewSession:
     """setsid, and a session keyring of its own where the kernel has keyrings."""
 
     keyring: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OpenStdio:
     """Open the container's ends of its standard streams; *stdin* "" is /dev/null."""
 
@@ -158,19 +158,19 @@ class OpenStdio:
     stderr: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetPropagation:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EnterFolder:
     """Make the host's folder *path* the current one: later steps name what is in it."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BecomeRoot:
     """Become root of the own user namespace: until then the child is nobody in it.
 
@@ -179,7 +179,7 @@ class BecomeRoot:
     """
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CloneTree:
     """Keep a detached copy of the mount at *source* in *slot*."""
 
@@ -188,7 +188,7 @@ class CloneTree:
     recursive: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetTree:
     """Set mount attributes and propagation of the detached tree in *slot*."""
 
@@ -198,7 +198,7 @@ class SetTree:
     recursive: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeTree:
     """Keep a new, detached file system of *fstype* in *slot*."""
 
@@ -207,7 +207,7 @@ class MakeTree:
     attributes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PlaceTree:
     """Attach the tree in *slot* at *target*, a folder of the host's that is there."""
 
@@ -215,7 +215,7 @@ class PlaceTree:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class AttachTree:
     """Attach the tree in *slot* at *target*, made when missing as what the tree's root is."""
 
@@ -223,7 +223,7 @@ class AttachTree:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Mount:
     source: str
     target: str
@@ -232,7 +232,7 @@ class Mount:
     data: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MountOverlay:
     """Mount *layers*, base first, under *upper* at *target*.
 
@@ -246,14 +246,14 @@ class MountOverlay:
     user_xattrs: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PivotRoot:
     """Make *root* the root directory and let go of the old one."""
 
     root: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EnsureDirectory:
     """Make *path* inside the root, with parents, when it is not there."""
 
@@ -261,7 +261,7 @@ class EnsureDirectory:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeFolder:
     """Make the folder *path* on a file system of our own, where nothing else can be."""
 
@@ -269,7 +269,7 @@ class MakeFolder:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeNode:
     path: str
     mode: int  # with the type: S_IFCHR or S_IFBLK
@@ -279,13 +279,13 @@ class MakeNode:
     gid: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeLink:
     path: str
     target: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class WriteSecret:
     path: str
     content: bytes
@@ -294,52 +294,52 @@ class WriteSecret:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetSysctl:
     name: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetOomScore:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MaskPaths:
     """Hide each path that exists: a file behind /dev/null, a directory behind an empty tmpfs."""
 
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeReadonly:
     """Make each path that exists read-only, with what is mounted below."""
 
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeRootReadonly:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetHostname:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetDomainname:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoopbackUp:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OpenTerminal:
     """Open a pseudo terminal of this container and hand its master to the zygote."""
 
@@ -351,14 +351,14 @@ class OpenTerminal:
 # Steps of the launch: from "start" to execve. What they do cannot be undone.
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetRlimit:
     type: str
     soft: int
     hard: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResolveUser:
     """Turn names into numbers by the root's own /etc/passwd and /etc/group."""
 
@@ -367,17 +367,17 @@ class ResolveUser:
     additional_groups: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TakeStdio:
     """Put the streams in place as 0, 1, 2, owned by the user, and take the terminal."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChangeDirectory:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class DropBounding:
     """Drop every capability that is not in the mask *keep* from the bounding set."""
 
@@ -385,12 +385,12 @@ class DropBounding:
     last: int  # the kernel's highest capability number
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class BecomeUser:
     umask: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetCapabilities:
     effective: int
     permitted: int
@@ -398,17 +398,17 @@ class SetCapabilities:
     ambient: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetNoNewPrivileges:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LoadSeccomp:
     program: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Execute:
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -476,21 +476,21 @@ ChildStep: TypeAlias = BirthStep | LaunchStep
 Step: TypeAlias = HostStep | ChildStep
 
 
-def wire(steps: Sequence[ChildStep]) -> list[tuple[str, dict[str, Any]]]:
+def wire(steps: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:
     """Return *steps* as plain values, which marshal can carry."""
     found = []
     for step in steps:
         kind = type(step)
         if kind not in _shapes:
-            _shapes[kind] = (wire_name(kind), tuple(field.name for field in fields(kind)))
+            _shapes[kind] = (wire_name(kind), kind._fields)
         name, names = _shapes[kind]
         found.append((name, {field: getattr(step, field) for field in names}))
     return found
 
 
-_shapes: dict[type[Step], tuple[str, tuple[str, ...]]] = {}
+_shapes: dict[type[Any], tuple[str, tuple[str, ...]]] = {}
 
 
-def wire_name(kind: type[Step]) -> str:
+def wire_name(kind: type[Any]) -> str:
     """Return the name of a kind of step on the wire: make_node for MakeNode."""
     return re.sub("(?<!^)(?=[A-Z])", "_", kind.__name__).lower()

@@ -108,6 +108,15 @@ def validate_resources(resources: Resources, path: str = "resources") -> None:
             f"{path}.io[{index}].device",
             f"must be MAJOR:MINOR, not {limit.device!r}",
         )
+    for index, pages in enumerate(resources.hugetlb):
+        require(
+            re.fullmatch(r"[1-9]\d*[KMG]B", pages.page_size) is not None,
+            f"{path}.hugetlb[{index}].page_size",
+            f"must be like 2MB, not {pages.page_size!r}",
+        )
+        require(
+            pages.limit_bytes >= 0, f"{path}.hugetlb[{index}].limit_bytes", "must not be negative"
+        )
 
 
 def signal_number(name: str) -> int:
@@ -197,9 +206,11 @@ def validate_mappings(path: str, namespaces: Namespaces, mappings: tuple[IdMappi
     )
 
 
-def validate_sysctls(sysctls: Mapping[str, str], namespaces: Namespaces) -> None:
+def validate_sysctls(
+    sysctls: Mapping[str, str], namespaces: Namespaces, field: str = "sysctls"
+) -> None:
     for name in sysctls:
-        path = f"sysctls.{name}"
+        path = f"{field}.{name}"
         clean = re.fullmatch(r"[a-zA-Z0-9_-]+([./][a-zA-Z0-9_:-]+)+", name) is not None
         require(clean, path, "is no name of a sysctl")
         if name in defaults.IPC_SYSCTLS or name.startswith("fs.mqueue."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import select
@@ -59,9 +60,8 @@ class Lab:
 
     def spec(self, *args: str, **fields: Any) -> ContainerSpec:
         """Return a spec that runs *args*; *fields* of Process or ContainerSpec change it."""
-        process_fields = {
-            name: fields.pop(name) for name in list(fields) if name in Process.__slots__
-        }
+        of_process = {field.name for field in dataclasses.fields(Process)}
+        process_fields = {name: fields.pop(name) for name in list(fields) if name in of_process}
         process = Process(args=args, **process_fields)
         fields.setdefault("root", Root(layers=(str(self.layer),)))
         return ContainerSpec(process=process, **fields)
