@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 PUT: Final = "put"  # value -> None
@@ -28,6 +28,8 @@ State: TypeAlias = bytes | tuple[bytes, ...] | None
 #: What an operation was given, and what it answered.
 Value: TypeAlias = State | tuple[State, State] | bool
 
+#: Stands for the values that nobody has seen.
+UNSEEN: Final = b"\0unseen"
 #: Steps of a search for one key after which it is given up.
 STEPS_MAX: Final = 2_000_000
 
@@ -50,6 +52,8 @@ class Operation:
     called: float
     returned: float = math.inf  # it stays so if the outcome is not known
     result: Value = None
+    #: Where in the order somebody who could see says that it took effect: tried first.
+    hint: float | None = None
 
     @property
     def known(self) -> bool:
@@ -117,27 +121,54 @@ def check(operations: Iterable[Operation]) -> None:
     for operation in operations:
         keys.setdefault(operation.key, []).append(operation)
     for key in sorted(keys):
-        _check_key(key, _relevant(keys[key]))
+        if not _is_explained_by_hints(keys[key]):
+            _check_key(key, _relevant(keys[key]))
+
+
+def _is_explained_by_hints(operations: Sequence[Operation]) -> bool:
+    """Say if the order of the hints is one that explains everything.
+
+    Open loops leave dozens of operations side by side, whose orders are too many to try. Whether
+    an order is right can be seen at once, wherever it comes from; only where none was given, or
+    it does not do, is there a search.
+    """
+    hinted = [(op.hint, op.called, op) for op in operations if op.hint is not None]
+    if any(op.known and op.hint is None for op in operations):
+        return False
+    state: State = None
+    called = -math.inf
+    for _, _, operation in sorted(hinted, key=lambda entry: entry[:2]):
+        result, state = apply(state, operation)
+        called = max(called, operation.called)
+        if operation.returned < called or (operation.known and result != operation.result):
+            return False
+    return True
 
 
 def _relevant(operations: Sequence[Operation]) -> list[Operation]:
     """Leave out what cannot matter: operations of unknown outcome that nobody has seen.
 
     Each doubles the orders to try. A write whose value appears in no answer may as well have
-    never happened, unless a compare-and-set failed, for which it could be the reason. Values are
-    unique, or else more is kept than need be.
+    never happened, unless a compare-and-set failed, for which it could be the reason; then it does
+    not matter which of them it was. Values are unique, or else more is kept than need be.
     """
-    if any(op.kind == CAS and op.known and not op.result for op in operations):
-        return [op for op in operations if op.known or op.kind != GET]
     seen: set[Value] = set()
     for op in operations:
         if op.known:
-            results = op.result if isinstance(op.result, tuple) else (op.result,)
-            seen.update(results)
+            seen.update(op.result if isinstance(op.result, tuple) else (op.result,))
         if op.kind == CAS:
             assert isinstance(op.argument, tuple)
             seen.add(op.argument[0])
-    return [op for op in operations if op.known or (op.kind != GET and _written(op) in seen)]
+    failed = any(op.kind == CAS and op.known and not op.result for op in operations)
+    kept = []
+    for op in operations:
+        if op.known or (op.kind != GET and _written(op) in seen):
+            kept.append(op)
+        elif failed and op.kind == PUT:
+            kept.append(replace(op, argument=UNSEEN))
+        elif failed and op.kind == CAS:
+            kept.append(op)
+    return kept
 
 
 def _written(operation: Operation) -> Value:
@@ -192,6 +223,7 @@ def _put_back(call: _Event) -> None:
 
 def _check_key(key: str, operations: Sequence[Operation]) -> None:
     head = _events(operations)
+    earlier = _alike_before(operations)
     left = sum(operation.known for operation in operations)
     state: State = None
     done, best = 0, (len(operations) + 1, 0)
@@ -206,7 +238,10 @@ def _check_key(key: str, operations: Sequence[Operation]) -> None:
         assert operation is not None
         if event.returns is not None:
             result, after = apply(state, operation)
-            fits = not operation.known or result == operation.result
+            if operation.known:
+                fits = result == operation.result
+            else:  # without an effect it may as well be left out
+                fits = after != state and not earlier[event.number] & ~done
             with_it = done | 1 << event.number
             if fits and (with_it, after) not in tried:
                 tried.add((with_it, after))
@@ -229,6 +264,23 @@ def _check_key(key: str, operations: Sequence[Operation]) -> None:
         else:
             raise NotLinearizable(_explain(key, operations, best[1]))
     raise Undecided(f"key {key}: {len(operations)} operations take more than {STEPS_MAX} steps")
+
+
+def _alike_before(operations: Sequence[Operation]) -> list[int]:
+    """For each write of a value that nobody has seen: those like it that were called before.
+
+    They take effect in this order or not at all: any other is the same with other names.
+    """
+    alike = [
+        (operation.called, number)
+        for number, operation in enumerate(operations)
+        if not operation.known and operation.argument == UNSEEN
+    ]
+    before, masks = 0, [0] * len(operations)
+    for _, number in sorted(alike):
+        masks[number] = before
+        before |= 1 << number
+    return masks
 
 
 def _explain(key: str, operations: Sequence[Operation], done: int) -> str:

@@ -150,6 +150,27 @@ def test_an_operation_that_was_refused_has_not_happened() -> None:
         history.check()
 
 
+def test_a_hint_spares_the_search_and_is_not_believed_if_wrong() -> None:
+    history = register((0, 9, PUT, b"1", None), (0, 9, PUT, b"2", None), (1, 2, GET, None, b"2"))
+    for hints in itertools.permutations(range(3)):
+        for operation, hint in zip(history, hints, strict=True):
+            operation.hint = hint
+        check(history)
+    history[2].result = b"3"
+    with pytest.raises(NotLinearizable):
+        check(history)
+
+
+def test_a_hundred_operations_side_by_side_are_checked_by_their_hints() -> None:
+    history = register(*((0, 9, PUT, b"%d" % n, None) for n in range(100)))
+    history += register((1, 9, CAS, (b"x", b"y"), False), (10, 11, GET, None, b"7"))
+    history[7].called, history[7].hint = 2, 200
+    for number, operation in enumerate(history):
+        operation.hint = operation.hint or number
+    history[-1].hint = 201
+    check(history)
+
+
 def brute_force(operations: Sequence[Operation]) -> bool:
     """Try every order of every choice of those that may not have happened."""
     unknown = [op for op in operations if not op.known]

@@ -318,6 +318,7 @@ class Server:
         if entry.kind != CHANGE and entry.data:
             self.commands.append(entry.data)
             result = apply_command(self.values, entry.data)
+            self.world.took_effect(entry)
         term, data, operation = self._proposed.pop(entry.index, (0, b"", None))
         if term == entry.term:
             self.world.checkers.acknowledge(entry.index, data)
@@ -332,6 +333,7 @@ class Server:
         ready = [read for read in self._reading if read[0] <= self.applied]
         self._reading = [read for read in self._reading if read[0] > self.applied]
         for _, operation in ready:
+            operation.hint = self.applied + 0.5  # behind what is applied, before the next
             self.world.history.answer(operation, self.values.get(operation.key))
 
     def _restore_state(self, snapshot: SnapshotMeta, state: bytes) -> None:
@@ -395,6 +397,7 @@ class World:
         self.checkers = Checkers()
         self.history = History()
         self.written: dict[str, str] = {}  # what was last asked for
+        self._asked: dict[bytes, Operation] = {}
         self.cut: set[tuple[ServerId, ServerId]] = set()
         self.servers: dict[ServerId, Server] = {}
         #: Called with each message; True drops it. Modes use it to choose their victims.
@@ -444,7 +447,16 @@ class World:
     def asked(self, command: bytes) -> Operation | None:
         """Note that a client asks for *command*; None if it is none of draw_command()'s."""
         parsed = parse_command(command)
-        return None if parsed is None else self.history.call(*parsed)
+        if parsed is None:
+            return None
+        operation = self._asked[command] = self.history.call(*parsed)
+        return operation
+
+    def took_effect(self, entry: Entry) -> None:
+        """Note where in the order of all commands an operation stands."""
+        operation = self._asked.get(entry.data)
+        if operation is not None:
+            operation.hint = entry.index
 
     def at(self, delay: int, call: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._tickets), call))
