@@ -230,6 +230,8 @@ class ServiceLogs:
             if not seen:
                 await self._recall(source)
             node = self._call.view.state.nodes.get(source.task.node)
+            if node is None:
+                problem = "the node was removed from the swarm"
             text = f"warning: the log on {_described(node, source.task)} is not whole: {problem}"
             line = Line(timestamp(time.time()), "stderr", f"{text}\n".encode())
             await source.sender.send(line)

@@ -21,7 +21,8 @@ Columns: TypeAlias = Sequence[tuple[str, str]]
 
 GAP = 3
 ID_CHARACTERS = 12
-ERROR_CHARACTERS = 30
+#: Docker cuts after 30: "no suitable node (insufficie…". Here the reason is what one looks for.
+ERROR_CHARACTERS = 120
 
 
 def show(

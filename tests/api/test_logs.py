@@ -95,6 +95,17 @@ async def test_node_that_is_away_is_named_and_holds_nothing_up(web: Api) -> None
     ]
 
 
+async def test_log_on_a_node_that_was_removed_says_so(web: Api) -> None:
+    write(web, H1, "here", at=NOW)
+    web.fake.unreachable.add(H2)
+    await web.fake.cluster.remove_node(H2, force=True)
+    reply = await web.call("GET", f"/services/web/logs?{ALL}")
+    assert lines(reply.text) == [
+        "here",
+        f"warning: the log on {H2} is not whole: the node was removed from the swarm",
+    ]
+
+
 async def test_node_that_never_answers_is_given_up(
     web: Api, autojump_clock: trio.testing.MockClock
 ) -> None:
