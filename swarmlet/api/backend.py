@@ -8,11 +8,12 @@ daemon itself and is always there, in a swarm or out of it. Both raise ControlEr
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from swarmlet.api.neighbours import Neighbourhood
 from swarmlet.manager.view import View
 from swarmlet.model import (
     Availability,
@@ -118,19 +119,6 @@ class JoinRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """A node as this node's gossip sees it."""
-
-    name: str
-    state: str  # alive, suspect, dead, left
-    address: str
-    port: int
-    incarnation: int = 0
-    role: str = ""
-    since: float = 0.0  # wall clock of the last change of state; 0: not known
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskContainer:
     """Which container is a task's, and what Docker's clients are told of it."""
 
@@ -233,6 +221,7 @@ class LocalNode(Protocol):
 
     def task_containers(self) -> Mapping[TaskId, TaskContainer]: ...
 
-    def members(self) -> Sequence[Member]: ...
+    @property
+    def neighbourhood(self) -> Neighbourhood: ...
 
     def subscribe_events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]: ...

@@ -2,14 +2,14 @@
 
 POST /swarmlet/tokens   {"Role": "worker", "TTL": nanoseconds, "Uses": 1, "Labels": {}}
 GET  /swarmlet/cluster  what every node may know of the swarm: its record and its counts
-GET  /swarmlet/members  the nodes as this node's gossip sees them
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from swarmlet.api.backend import LocalState, LocalStatus, Member
+from swarmlet.api import members
+from swarmlet.api.backend import LocalState, LocalStatus
 from swarmlet.api.convert_swarm import (
     read_cluster_spec,
     read_init,
@@ -17,7 +17,7 @@ from swarmlet.api.convert_swarm import (
     write_cluster,
 )
 from swarmlet.api.exchange import Answer, ApiError, Response, json_response
-from swarmlet.api.fields import Fields, timestamp
+from swarmlet.api.fields import Fields
 from swarmlet.api.rights import Right
 from swarmlet.api.router import Call, Route
 from swarmlet.manager.errors import SpecError, Unavailable
@@ -104,10 +104,6 @@ async def inspect_cluster(call: Call) -> Answer:
     return json_response(cluster_summary(call.view))
 
 
-async def list_members(call: Call) -> Answer:
-    return json_response([_write_member(member) for member in call.node.members()])
-
-
 def cluster_summary(view: View) -> dict[str, Any]:
     nodes = view.state.nodes.values()
     return {
@@ -139,17 +135,6 @@ def _refuse_second(here: LocalStatus, verb: str) -> None:
         )
 
 
-def _write_member(member: Member) -> dict[str, Any]:
-    return {
-        "Name": member.name,
-        "State": member.state,
-        "Addr": f"{member.address}:{member.port}",
-        "Incarnation": member.incarnation,
-        "Role": member.role,
-        "Since": timestamp(member.since),
-    }
-
-
 ROUTES = (
     Route("GET", "/swarm", inspect_swarm, Right.MANAGE),
     Route("POST", "/swarm/init", init_swarm, Right.HOST),
@@ -158,5 +143,5 @@ ROUTES = (
     Route("POST", "/swarm/update", update_swarm, Right.MANAGE),
     Route("POST", "/swarmlet/tokens", create_token, Right.MANAGE),
     Route("GET", "/swarmlet/cluster", inspect_cluster, Right.READ),
-    Route("GET", "/swarmlet/members", list_members, Right.NODE),
+    *members.ROUTES,
 )

@@ -16,6 +16,7 @@ from swarmlet.cli.base import App, Command, Failure, Group
 DEFAULT_HOST = "unix:///run/swarmlet/swarmlet.sock"
 
 _SWARM, _SYSTEM = "swarmlet.cli.swarm", "swarmlet.cli.system"
+_MEMBERS = "swarmlet.cli.members"
 COMMANDS = {
     "init": (f"{_SWARM}:init", "Make a new swarm with this node as its first manager"),
     "join": (f"{_SWARM}:join", "Bring this node into a swarm"),
@@ -29,7 +30,9 @@ COMMANDS = {
     "ps": ("swarmlet.cli.container:ps", "List the containers of this node"),
     "logs": ("swarmlet.cli.container:logs", "Show what a container of this node wrote"),
     "info": (f"{_SYSTEM}:info", "Show this node and its swarm"),
-    "members": (f"{_SYSTEM}:members", "Show the nodes as this node's gossip sees them"),
+    "members": (f"{_MEMBERS}:members", "Show the nodes as this node's gossip sees them"),
+    "monitor": (f"{_MEMBERS}:monitor", "Show what gossip tells, as it comes"),
+    "broadcast": (f"{_MEMBERS}:broadcast", "Send an event to every node's monitor"),
     "version": (f"{_SYSTEM}:version", "Show the versions of client and daemon"),
     "daemon": ("swarmlet.cli.daemon:daemon", "Run the node (as the service manager does)"),
     "doctor": ("swarmlet.cli.doctor:doctor", "Check what this machine has and lacks"),

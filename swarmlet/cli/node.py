@@ -43,12 +43,22 @@ def node() -> None:
 @format_option
 @quiet_option
 @no_trunc_option
+@click.option("--rtt", is_flag=True, help="Also the round trip time from here to each node.")
 @pass_app
-def ls(app: App, filters: Any, format_: str, quiet: bool, no_trunc: bool) -> None:
+def ls(app: App, filters: Any, format_: str, quiet: bool, no_trunc: bool, rtt: bool) -> None:
     """List the nodes; * marks the one that answers."""
     nodes = app.client.get("/nodes", filters=filters_query(filters))
     own = app.client.get("/info")["Swarm"]["NodeID"]
-    show([_row(n, own) for n in nodes], COLUMNS, format_, quiet=quiet)
+    rows = [_row(n, own) for n in nodes]
+    columns: tuple[tuple[str, str], ...] = COLUMNS
+    if rtt:
+        from swarmlet.cli.members import human_rtt
+
+        found = {member["ID"]: member for member in app.client.get("/swarmlet/members")}
+        for row in rows:
+            row["RTT"] = human_rtt(found[row["ID"]]["RTT"]) if row["ID"] in found else ""
+        columns = (*COLUMNS, ("RTT", "RTT"))
+    show(rows, columns, format_, quiet=quiet)
 
 
 def _row(document: Mapping[str, Any], own: str) -> dict[str, str]:

@@ -1,25 +1,15 @@
-"""`swarmlet version | info | members`."""
+"""`swarmlet version | info`."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 import click
 
-from swarmlet.cli.base import App, Command, format_option, pass_app, quiet_option
-from swarmlet.cli.output import ago, emit, human_memory, parse_time, show, show_documents
-
-MEMBER_COLUMNS = (
-    ("NAME", "Name"),
-    ("STATE", "State"),
-    ("ADDRESS", "Addr"),
-    ("ROLE", "Role"),
-    ("SINCE", "Since"),
-)
+from swarmlet.cli.base import App, Command, pass_app
+from swarmlet.cli.output import emit, human_memory, show_documents
 
 
 @click.command(cls=Command)
@@ -81,25 +71,3 @@ def _info_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("State folder", document["DockerRootDir"]),
     ]
     return [(name, value) for name, value in rows if value]
-
-
-@click.command(cls=Command)
-@format_option
-@quiet_option
-@pass_app
-def members(app: App, format_: str, quiet: bool) -> None:
-    """Show the nodes as this node's gossip sees them, also with no manager in reach."""
-    now = time.time()
-    found = app.client.get("/swarmlet/members")
-    if format_ == "json":
-        for member in found:
-            emit(json.dumps(member))
-        return
-    rows = [
-        {
-            **{name: str(value) for name, value in member.items()},
-            "Since": ago(parse_time(member["Since"]), now),
-        }
-        for member in found
-    ]
-    show(rows, MEMBER_COLUMNS, format_, quiet=quiet, key="Name")

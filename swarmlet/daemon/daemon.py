@@ -14,7 +14,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 
-import msgpack
 import trio
 
 from raft.replica import Replica
@@ -28,13 +27,13 @@ from swarmlet.api.backend import (
     LocalState,
     LocalStatus,
     ManagerAddress,
-    Member,
     TaskContainer,
 )
 from swarmlet.api.server import make_router, serve_unix
 from swarmlet.daemon.config import BadState, Membership, Settings, own_address, parse_address
 from swarmlet.daemon.events import EventBus
 from swarmlet.daemon.manager import RAFT_FOLDER, Founding, cluster_bytes
+from swarmlet.daemon.neighbourhood import NodeNeighbourhood
 from swarmlet.daemon.node import JOURNAL, RAFT_KEY_PURPOSE, Node
 from swarmlet.daemon.pinning import ImagePinner
 from swarmlet.identity import (
@@ -308,26 +307,9 @@ class Daemon:
                 )
         return found
 
-    def members(self) -> Sequence[Member]:
-        node = self.node
-        if node is None:
-            return ()
-        names = {n.id: n.name for n in node.agent.nodes().values()}
-        found = []
-        for id_, view in sorted(node.neighbours.members.items()):
-            is_manager = _is_manager(view.facts)
-            found.append(
-                Member(
-                    name=names.get(NodeId(id_), id_),
-                    state=view.state.name.lower(),
-                    address=view.address[0],
-                    port=view.address[1],
-                    incarnation=view.incarnation,
-                    role="manager" if is_manager else "worker",
-                    since=time.time() - view.since,
-                )
-            )
-        return found
+    @property
+    def neighbourhood(self) -> NodeNeighbourhood:
+        return NodeNeighbourhood(self.node)
 
     def subscribe_events(
         self,
@@ -573,16 +555,6 @@ class Daemon:
                 await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
             logger.info("role changed role=%s", credentials.role)
             await self._begin(membership, credentials)
-
-
-def _is_manager(facts: bytes) -> bool:
-    try:
-        match msgpack.unpackb(facts):
-            case [_, bool(manager), *_]:
-                return manager
-    except (ValueError, msgpack.UnpackException):
-        pass
-    return False
 
 
 def _bad_request(text: str) -> ControlError:

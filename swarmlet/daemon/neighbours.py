@@ -9,20 +9,22 @@ from __future__ import annotations
 import errno
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeAlias
 
-import msgpack
 import trio
 
 from swarmlet import wire
 from swarmlet.agent.journal import Journal
-from swarmlet.model import NodeId
+from swarmlet.daemon.facts import own_facts
+from swarmlet.model import NodeId, Role
 from swarmlet.session import NodeView, Reach
 from swarmlet.swim.config import LAN, Config, configure_from_text
 from swarmlet.swim.gossip import Gossip
-from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest
+from swarmlet.swim.messages import Address, MemberId, Ping, State, SyncDigest, UserEvent
 from swarmlet.swim.sealing import Keyring
-from swarmlet.swim.views import MemberView, Reachability, Transition
+from swarmlet.swim.views import MemberView, Reachability, Statistics, Transition
 from swarmlet.transport import ConnectFailed, FrameStream, PeerRefused, Protocol, Transport
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,12 @@ logger = logging.getLogger(__name__)
 DIAL_WITHIN = 5.0
 #: Seconds of one try to reach a node for a confirmation.
 REACH_WITHIN = 0.8
-FACTS_VERSION = 1
+#: Members that a start asks for all others.
+JOIN_AT = 5
+#: Seconds between two calls for keys that this node lacks: anybody can send packets that name some.
+KEYS_EVERY = 10.0
+
+News: TypeAlias = Transition | UserEvent
 
 
 class _GossipCodec:
@@ -68,10 +75,11 @@ class Neighbours:
         suspect: Callable[[NodeId], None],
         returned: Callable[[NodeId], None],
         mask: Callable[[Iterable[NodeId]], None],
+        want_keys: Callable[[], None],
         rng: random.Random,
     ) -> None:
         """*suspect* is told of doubts, *returned* of who is alive again, *mask* of all that are
-        dead together with their hosts."""
+        dead together with their hosts; *want_keys* is called when others speak under newer keys."""
         self._node = node
         self._address = address
         self._is_manager = is_manager
@@ -80,9 +88,11 @@ class Neighbours:
         self._suspect = suspect
         self._returned = returned
         self._mask_dead = mask
+        self._want_keys = want_keys
         self._rng = rng
         self._gossip: Gossip | None = None
         self._config = LAN
+        self._has_joined = False
         self._begun = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
@@ -105,26 +115,28 @@ class Neighbours:
         self._gossip = Gossip(
             member=MemberId(self._node),
             address=self._address(),
-            facts=msgpack.packb([FACTS_VERSION, self._is_manager]),
+            facts=own_facts(is_manager=self._is_manager),
             boot=self._journal.next_boot(),
             config=config,
             keyring=keyring,
             codec=_GossipCodec(),  # type: ignore[arg-type]
             streams=_GossipStreams(self._transport),
             rng=self._rng,
+            boot_changed=lambda boot: self._journal.set_number("boot", boot),
         )
         self._begun.set()
 
     def set_known(self, nodes: Iterable[NodeView]) -> None:
         """These are the cluster's nodes, whatever gossip thinks of them."""
-        if self._gossip is not None:
-            self._gossip.set_known(
-                {
-                    MemberId(node.id): (node.address, node.port)
-                    for node in nodes
-                    if node.address and node.id != self._node
-                }
-            )
+        if self._gossip is None:
+            return
+        others = [node for node in nodes if node.address and node.id != self._node]
+        self._gossip.set_known({MemberId(n.id): (n.address, n.port) for n in others})
+        if others and not self._has_joined:
+            # Known members are pinged at a low rate only; at the start nobody wants to wait.
+            self._has_joined = True
+            others.sort(key=lambda node: node.role is not Role.MANAGER)
+            self._gossip.join([(node.address, node.port) for node in others[:JOIN_AT]])
 
     def moved(self) -> None:
         """This node has another address now."""
@@ -139,8 +151,48 @@ class Neighbours:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._gossip.run, datagrams)
+                nursery.start_soon(self._call_for_keys, self._gossip)
                 async for transition in transitions:
                     self._on_transition(transition)
+
+    async def _call_for_keys(self, gossip: Gossip) -> None:
+        while True:
+            await gossip.wait_key_missing()
+            logger.info("gossip key missing: others have a newer one; asking the managers for it")
+            self._want_keys()
+            await trio.sleep(KEYS_EVERY)
+
+    # What is shown of it.
+
+    @property
+    def statistics(self) -> Statistics | None:
+        return self._gossip.statistics() if self._gossip is not None else None
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[trio.MemoryReceiveChannel[News]]:
+        """Yield a channel of all that gossip tells from now on, once it has begun."""
+        await self._begun.wait()
+        assert self._gossip is not None
+        send, receive = trio.open_memory_channel[News](0)
+
+        async def pass_on(news: trio.MemoryReceiveChannel[News]) -> None:
+            async for one in news:
+                await send.send(one)
+
+        with self._gossip.subscribe() as changes, self._gossip.subscribe_user_events() as events:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(pass_on, changes)
+                nursery.start_soon(pass_on, events)
+                with send, receive:
+                    yield receive
+                nursery.cancel_scope.cancel()
+
+    def broadcast(self, name: str, payload: bytes) -> bool:
+        """Tell every node; False while there is no gossip. Raises ValueError if it is too long."""
+        if self._gossip is None:
+            return False
+        self._gossip.broadcast(name, payload)
+        return True
 
     async def leave(self) -> None:
         if self._gossip is not None:
@@ -203,8 +255,22 @@ class Neighbours:
             nursery.start_soon(by_connection)
         for verdict in (Reach.ALIVE, Reach.REFUSED):
             if verdict in verdicts:
-                return verdict
-        return Reach.SILENT
+                break
+        else:
+            verdict = Reach.SILENT
+        # Whoever asks has a reason: a session that closed or fell silent. So gossip looks as well.
+        if (verdict is Reach.ALIVE) is not self._is_alive(node):
+            self.look_at(node)
+        return verdict
+
+    def look_at(self, node: NodeId) -> None:
+        """Have gossip ask *node* at once: there is a sign that it is gone, or back."""
+        if self._gossip is not None:
+            self._gossip.doubt(MemberId(node))
+
+    def _is_alive(self, node: NodeId) -> bool:
+        view = self.members.get(MemberId(node))
+        return view is not None and view.state is State.ALIVE
 
     async def _connect_to(self, node: NodeId, address: str, port: int) -> Reach:
         try:

@@ -152,6 +152,7 @@ class Node:
             suspect=self._suspect,
             returned=self._returned,
             mask=self._mask,
+            want_keys=lambda: self.agent.link.dial_now(),
             rng=rng,
         )
         self._nursery: trio.Nursery | None = None
@@ -419,6 +420,9 @@ class Node:
             self.renewer.hurry()
 
     def _welcomed(self, welcome: Welcome, peer: Peer) -> None:
+        if peer.node is not None:
+            # After a cut we may be dead for each other, and it tells the others.
+            self.neighbours.look_at(NodeId(peer.node))
         if peer.certificate is not None:
             self.clock.learn(welcome.now, peer.certificate)
         if self.clock.floor - self._floor_written > FLOOR_INTERVAL:

@@ -18,6 +18,8 @@ from swarmlet.swim.messages import ANYBODY, Address, Alive, MemberId, Ping, Stat
 
 #: Addresses to join at; an operator gives a handful.
 SEEDS_MAX = 64
+#: Absent members to be pinged at once; one more waits for its turn.
+CALLS_MAX = 64
 #: With others in sight, an address that never answered is given up after so many tries.
 TRIES_MAX = 5
 RETRY_LEAST = ticks(1.0)
@@ -53,6 +55,7 @@ class Contacts:
         self._known: dict[MemberId, Address] = {}
         self._ticks_to_heal = rng.randint(1, config.heal_period)
         self._healed = 0
+        self._calls: dict[MemberId, None] = {}
 
     def configure(self, config: Config) -> None:
         self._config = config
@@ -73,6 +76,11 @@ class Contacts:
             if len(self._attempts) < SEEDS_MAX:
                 self._attempts[address] = Attempt()
 
+    def call(self, member: MemberId) -> None:
+        """Ping *member*, which is absent, with the next tick: it may be back."""
+        if len(self._calls) < CALLS_MAX:
+            self._calls[member] = None
+
     def acked(self, sequence: int) -> bool:
         """Return whether an attempt to join has just succeeded."""
         for address, attempt in self._attempts.items():
@@ -87,6 +95,9 @@ class Contacts:
             attempt.ticks_left -= 1
             if attempt.ticks_left <= 0:
                 actions += self._advance(address, attempt, me)
+        absent = self._absent() if self._calls else []
+        actions += [self._ping(member, me) for member in self._calls if member in absent]
+        self._calls.clear()
         self._ticks_to_heal -= 1
         if self._ticks_to_heal <= 0:
             actions += self._heal(me)
@@ -94,7 +105,8 @@ class Contacts:
 
     def waits(self) -> list[int]:
         """Return in how many ticks each thing that waits is due."""
-        return [self._ticks_to_heal, *(a.ticks_left for a in self._attempts.values())]
+        soonest = 1 if self._calls else self._ticks_to_heal
+        return [soonest, *(a.ticks_left for a in self._attempts.values())]
 
     def _advance(self, address: Address, attempt: Attempt, me: Alive) -> list[Action]:
         if attempt.asked:
@@ -122,17 +134,23 @@ class Contacts:
             return []
         self._healed += 1
         member = self._rng.choice(absent)
+        if self._healed % STREAM_EVERY == 0:
+            return [OpenSync(member, self._address_of(member))]
+        return [self._ping(member, me)]
+
+    def _ping(self, member: MemberId, me: Alive) -> Send:
+        held = self._table.get(member)
+        incarnation, state = (0, State.ALIVE) if held is None else (held.incarnation, held.state)
+        ping = Ping(next(self._sequences), short_id(member), incarnation, state)
+        return Send(self._address_of(member), (ping, me))
+
+    def _address_of(self, member: MemberId) -> Address:
         held = self._table.get(member)
         # The store's word and the last seen address may differ: try each at times.
         addresses = [self._known[member]] if member in self._known else []
         if held is not None and held.address not in addresses:
             addresses.append(held.address)
-        address = self._rng.choice(addresses)
-        if self._healed % STREAM_EVERY == 0:
-            return [OpenSync(member, address)]
-        incarnation, state = (0, State.ALIVE) if held is None else (held.incarnation, held.state)
-        ping = Ping(next(self._sequences), short_id(member), incarnation, state)
-        return [Send(address, (ping, me))]
+        return self._rng.choice(addresses)
 
     def _absent(self) -> list[MemberId]:
         absent = dict.fromkeys(self._table.dead)

@@ -290,7 +290,11 @@ class Swim:
             case Configure(config):
                 self._configure(config)
             case Doubt(member):
-                self._prober.doubt(member, State.ALIVE)
+                held = self.table.get(member)
+                if held is not None and held.state is State.DEAD:
+                    self._contacts.call(member)
+                elif member != self.me.member:
+                    self._prober.doubt(member, State.ALIVE)
             case _:
                 assert_never(event)
 

@@ -143,7 +143,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Somebody outside has a reason to think that *member* is gone: probe it now."""
+    """Somebody outside has a reason to think that *member* is gone, or back: ask it now."""
 
     member: MemberId
 

@@ -18,7 +18,7 @@ import secrets
 import socket as stdlib_socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -130,6 +130,7 @@ class Gossip:
         facts: up to 256 bytes that the others get to see.
         boot: number of this start, higher than at any start before. See also *boot* below.
         rng: a seed replays every choice, but for salts and sequences.
+        boot_changed: called with a higher number for this start, before it is used.
     """
 
     def __init__(
@@ -144,6 +145,7 @@ class Gossip:
         codec: Codec,
         streams: Streams,
         rng: random.Random,
+        boot_changed: Callable[[int], None] = lambda boot: None,
     ) -> None:
         self.member = member
         self._codec = codec
@@ -160,6 +162,7 @@ class Gossip:
         self._sealer = Sealer(keyring, short_id(member), boot)
         self._opener = Opener(keyring, short_id(member))
         self._keyring = keyring
+        self._boot_changed = boot_changed
         self._socket: stdlib_socket.socket | None = None
         self._jobs: trio.Nursery | None = None
         self._streams_open = 0
@@ -226,7 +229,7 @@ class Gossip:
         self._opener.set_keys(keyring)
 
     def doubt(self, member: MemberId) -> None:
-        """Have *member* probed at once: its session closed, say."""
+        """Have *member* asked at once: its session closed, or opened while it counts as dead."""
         self._step(Doubt(member))
 
     def broadcast(self, name: str, payload: bytes) -> None:
@@ -480,6 +483,7 @@ class Gossip:
         answer: Record | None = None
         actions = self._core.step(event)
         if self.boot != self._sealer.boot:
+            self._boot_changed(self.boot)
             self._sealer.set_boot(self.boot)
         for action in actions:
             if isinstance(action, Answer):

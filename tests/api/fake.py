@@ -29,7 +29,6 @@ from swarmlet.api.backend import (
     LocalState,
     LocalStatus,
     ManagerAddress,
-    Member,
     TaskContainer,
 )
 from swarmlet.api.convert_task import task_name
@@ -544,12 +543,6 @@ class FakeNode:
 
     def task_containers(self) -> Mapping[TaskId, TaskContainer]:
         return self.containers
-
-    def members(self) -> list[Member]:
-        return [
-            Member(name=name, state="alive", address=f"10.0.0.{n}", port=2377, incarnation=1)
-            for n, name in enumerate(NAMES.values(), 1)
-        ]
 
     @asynccontextmanager
     async def subscribe_events(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:

@@ -16,6 +16,7 @@ from swarmlet.api.http import serve_stream, serve_unix
 from swarmlet.api.upstream import Upstream
 from swarmlet.model import NodeId
 from tests.api.fake import H1, NAMES, Fake
+from tests.api.neighbours import give_neighbourhood
 
 
 @dataclass
@@ -79,6 +80,7 @@ class Api:
 @asynccontextmanager
 async def open_api(folder: Path) -> AsyncIterator[Api]:
     fake = Fake(folder)
+    give_neighbourhood(fake)
     await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery
@@ -90,6 +92,7 @@ async def open_api(folder: Path) -> AsyncIterator[Api]:
 async def open_sockets(folder: Path) -> AsyncIterator[tuple[Fake, dict[NodeId, Path]]]:
     """The API of every node of a fake cluster, each on its own Unix socket."""
     fake = Fake(folder)
+    give_neighbourhood(fake)
     await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery

@@ -114,6 +114,7 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
         "POST /services/create",
         "POST /services/{id}/update",
         "POST /swarm/update",
+        "POST /swarmlet/broadcast",
         "POST /swarmlet/tokens",
     ]
     assert by_right[Right.BOTH] == [

@@ -21,13 +21,20 @@ def test_script(
     with open_shell(tmp_path, monkeypatch) as shell:
 
         def execute(line: str) -> list[str]:
-            # `down h3`: the node is lost; `containers`: every task gets its container.
+            # `down h3`: the node is lost; `silent h3`: gossip buries it; `copied`: a second h2;
+            # `containers`: every task gets its container.
             word, *rest = shlex.split(line)
             names = {node.status.name: id_ for id_, node in shell.fake.nodes.items()}
             match word:
                 case "down":
                     shell.fake.cluster.set_down(names[rest[0]])
                     shell.fake.cluster.settle()
+                    return []
+                case "silent":
+                    shell.neighbourhood.lose(names[rest[0]])
+                    return []
+                case "copied":
+                    shell.neighbourhood.conflict = "10.0.0.9:7947"
                     return []
                 case "containers":
                     shell.fake.run_containers()

@@ -17,6 +17,7 @@ import trio
 from swarmlet.cli.main import run
 from swarmlet.model import NodeId
 from tests.api.fake import H1, NAMES, NOW, Fake
+from tests.api.neighbours import FakeNeighbourhood
 from tests.api.serving import open_sockets
 
 #: The command line's clock: three minutes after everything in the fake happened.
@@ -30,6 +31,8 @@ class Shell:
         self.fake = fake
         self.folder = folder
         self._paths = paths
+        #: What every node's gossip shows.
+        self.neighbourhood: FakeNeighbourhood = fake.nodes[H1].neighbourhood  # type: ignore[attr-defined]
 
     def type(self, line: str) -> tuple[int, str, str]:
         """Return exit code, standard output and standard error."""
@@ -58,7 +61,7 @@ class Shell:
 @contextmanager
 def open_shell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     clock = SimpleNamespace(time=lambda: LATER)
-    for module in ("service_show", "system", "image", "container"):
+    for module in ("service_show", "members", "image", "container"):
         monkeypatch.setattr(f"swarmlet.cli.{module}.time", clock)
     monkeypatch.chdir(folder)
     ready, ended = threading.Event(), trio.Event()

@@ -92,6 +92,7 @@ class Group:
         self.agents: dict[Address, Agent] = {}
         self.no_streams_to: set[Address] = set()
         self.no_answer_from: set[Address] = set()
+        self.boots: dict[MemberId, int] = {}  # as a disk would have them
         self._sockets: list[trio.socket.SocketType] = []
 
     def close(self) -> None:
@@ -143,6 +144,7 @@ class Group:
             codec=PlainCodec(),
             streams=self,
             rng=random.Random(self._rng.random()),
+            boot_changed=lambda boot: self.boots.__setitem__(MemberId(name), boot),
         )
         agent = self.agents[address] = Agent(gossip, address, socket)
         await self._nursery.start(self._run, agent)

@@ -193,6 +193,7 @@ async def test_member_from_a_backup_counts_on(autojump_clock: trio.testing.MockC
         restored.gossip.join([a.address])
         await eventually(lambda: b.state_of(restored) is State.ALIVE, within=10)
         assert restored.gossip.boot == 7
+        assert members.boots == {MemberId("d"): 7}, "what the disk should remember"
 
 
 async def test_user_event_comes_once(autojump_clock: trio.testing.MockClock) -> None:
