@@ -154,6 +154,7 @@ PURE = {
     "swarmlet/runtime/rootfs.py",
     "swarmlet/runtime/validation.py",
     "swarmlet/runtime/values.py",
+    "swarmlet/runtime/audit/outside.py",
     "swarmlet/runtime/oci/arguments.py",
     "swarmlet/runtime/oci/bundleplan.py",
     "swarmlet/runtime/oci/config.py",

@@ -36,6 +36,7 @@ COMMANDS = {
     "version": (f"{_SYSTEM}:version", "Show the versions of client and daemon"),
     "daemon": ("swarmlet.cli.daemon:daemon", "Run the node (as the service manager does)"),
     "doctor": ("swarmlet.cli.doctor:doctor", "Check what this machine has and lacks"),
+    "audit": ("swarmlet.cli.audit:audit", "Try the ways out of a container"),
     "install": ("swarmlet.cli.install:install", "Install the systemd unit and start the daemon"),
     "uninstall": ("swarmlet.cli.install:uninstall", "Remove the unit, and with --purge all state"),
 }
