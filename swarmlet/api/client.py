@@ -101,6 +101,48 @@ class Client:
         connection, answer = self._ask(method, path, body, query, dict(headers or {}), None)
         return _pieces(connection, answer)
 
+    def head(self, target: str, /, **query: Any) -> Mapping[str, str]:
+        """Return the headers of the answer, which has no body. Raises ClientError."""
+        connection, answer = self._ask("HEAD", target, None, query, {}, ANSWER_SECONDS)
+        connection.close()
+        return dict(answer.headers)
+
+    def upgrade(
+        self, path: str, document: Any = None, *, query: Mapping[str, Any] | None = None
+    ) -> tuple[socket.socket, bytes]:
+        """POST, and return the connection, which is a bare stream then, and what came of it yet.
+
+        Raises ClientError.
+        """
+        body = b"" if document is None else json.dumps(document).encode()
+        target = API_PREFIX + quote(path, safe="/:@") + _encode_query(query or {})
+        head = (
+            f"POST {target} HTTP/1.1\r\nHost: swarmlet\r\nConnection: Upgrade\r\n"
+            f"Upgrade: tcp\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        connection = self._connect(ANSWER_SECONDS)
+        received = b""
+        try:
+            connection.sendall(head.encode() + body)
+            while b"\r\n\r\n" not in received:
+                piece = connection.recv(CHUNK_BYTES)
+                if not piece or len(received) > CHUNK_BYTES:
+                    raise Unreachable(f"the daemon at {self.host} gave no answer; see its log")
+                received += piece
+            answer, _, rest = received.partition(b"\r\n\r\n")
+            status = int(answer.split(b" ", 2)[1])
+            if status != 101:
+                raise Refused(status, _message(_rest_of(connection, answer, rest), status))
+        except BaseException as exc:
+            connection.close()
+            if isinstance(exc, OSError | ValueError | IndexError):
+                text = f"the daemon at {self.host} closed the connection ({exc!r})"
+                raise Unreachable(f"{text}; see its log, and try again") from None
+            raise
+        connection.settimeout(None)
+        return connection, rest
+
     def _ask(
         self,
         method: str,
@@ -172,6 +214,18 @@ def _unreachable(host: str, exc: OSError) -> str:
             "swarmlet`), or name another with --host"
         )
     return f"the daemon at {host} cannot be reached: {exc.strerror or exc}"
+
+
+def _rest_of(connection: socket.socket, head: bytes, body: bytes) -> bytes:
+    """The body of an answer that is no upgrade, as far as it comes."""
+    length = 0
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            length = min(int(value), CHUNK_BYTES)
+    while len(body) < length and (piece := connection.recv(CHUNK_BYTES)):
+        body += piece
+    return body
 
 
 def _pieces(

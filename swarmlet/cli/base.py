@@ -20,7 +20,11 @@ ALIASES = {"list": "ls", "remove": "rm"}
 
 
 class Failure(Exception):
-    """Why a command failed: one line that says what, why and what to do."""
+    """Why a command failed: one line that says what, why and what to do; and its exit code."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class App:
@@ -85,6 +89,14 @@ def _spell_out(
     return result + args[position:]
 
 
+def load_command(place: str) -> click.Command:
+    """Import the command that *place*, "module:object", names."""
+    module, _, attribute = place.partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    assert isinstance(command, click.Command)
+    return command
+
+
 class Group(click.Group):
     """Commands come from *lazy*: name -> ("module:object", one line of help)."""
 
@@ -106,10 +118,7 @@ class Group(click.Group):
         if name not in self._lazy and name not in self.commands:
             name = ALIASES.get(name, name)
         if name in self._lazy:
-            module, _, attribute = self._lazy[name][0].partition(":")
-            command = getattr(importlib.import_module(module), attribute)
-            assert isinstance(command, click.Command)
-            return command
+            return load_command(self._lazy[name][0])
         return super().get_command(ctx, name)
 
     def resolve_command(

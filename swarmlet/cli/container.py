@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -17,10 +19,11 @@ from swarmlet.cli.base import (
     no_trunc_option,
     pass_app,
     quiet_option,
+    refused_flag,
 )
 from swarmlet.cli.frames import STDERR, read_frames
-from swarmlet.cli.output import ago, short_id, short_image, show
-from swarmlet.cli.parsing import NANOSECONDS, parse_duration
+from swarmlet.cli.output import ago, human_size, short_id, short_image, show
+from swarmlet.cli.parsing import NANOSECONDS, PORT_MAX, parse_duration
 
 COLUMNS = (
     ("CONTAINER ID", "ID"),
@@ -36,7 +39,9 @@ COMMAND_CHARACTERS = 20
 
 @click.command(cls=Command)
 @click.option("-a", "--all", "all_", is_flag=True, help="Also those that have ended.")
-@click.option("-n", "--last", type=click.IntRange(1), help="The youngest so many, ended or not.")
+@click.option("-n", "--last", type=int, default=-1, help="The youngest so many, ended or not.")
+@click.option("-l", "--latest", is_flag=True, help="The youngest, ended or not.")
+@click.option("-s", "--size", is_flag=True, help="With sizes.")
 @filter_option
 @format_option
 @quiet_option
@@ -45,17 +50,26 @@ COMMAND_CHARACTERS = 20
 def ps(
     app: App,
     all_: bool,
-    last: int | None,
+    last: int,
+    latest: bool,
+    size: bool,
     filters: Any,
     format_: str,
     quiet: bool,
     no_trunc: bool,
 ) -> None:
     """List the containers of this node."""
-    query = {"all": all_ or None, "limit": last, "filters": filters_query(filters)}
+    wants_size = size or ".Size" in format_
+    query = {
+        "all": all_ or None,
+        "limit": 1 if latest else last if last > 0 else None,
+        "size": wants_size or None,
+        "filters": filters_query(filters),
+    }
     containers = app.client.get("/containers/json", **query)
     rows = [_row(document, no_trunc) for document in containers]
-    show(rows, COLUMNS, format_, quiet=quiet)
+    columns = (*COLUMNS, ("SIZE", "Size")) if wants_size else COLUMNS
+    show(rows, columns, format_, quiet=quiet)
 
 
 def _row(document: dict[str, Any], no_trunc: bool) -> dict[str, str]:
@@ -66,15 +80,56 @@ def _row(document: dict[str, Any], no_trunc: bool) -> dict[str, str]:
         "ID": short_id(document["Id"], no_trunc),
         "Image": short_image(document["Image"], no_trunc),
         "Command": f'"{command}"',
-        "CreatedAt": str(document["Created"]),
+        "CreatedAt": f"{datetime.fromtimestamp(document['Created'], UTC)} UTC",
         "RunningFor": ago(document["Created"], time.time()),
         "State": document["State"],
         "Status": document["Status"],
-        "Ports": "",
+        "Ports": ports_text(document["Ports"] or ()),
         "Names": ",".join(name.removeprefix("/") for name in document["Names"]),
         "Labels": ",".join(f"{key}={value}" for key, value in document["Labels"].items()),
         "Networks": ",".join(document["NetworkSettings"]["Networks"]),
+        "Mounts": ",".join(
+            mount.get("Name") or mount.get("Source") or "" for mount in document["Mounts"] or ()
+        ),
+        "Size": _size_text(document),
     }
+
+
+def _size_text(document: dict[str, Any]) -> str:
+    own, whole = document.get("SizeRw"), document.get("SizeRootFs")
+    if own is None:
+        return ""
+    return f"{human_size(own)} (virtual {human_size(whole or own)})"
+
+
+def ports_text(ports: Iterable[dict[str, Any]]) -> str:
+    """`0.0.0.0:8080->80/tcp, 9000/udp`; neighbours in one range, as Docker shows them."""
+    found: dict[tuple[str, str, int], list[tuple[int, int]]] = {}
+    for port in ports:
+        public, private = port.get("PublicPort", 0), port["PrivatePort"]
+        key = (port.get("IP", ""), port["Type"], public - private if public else -PORT_MAX)
+        found.setdefault(key, []).append((private, public))
+    texts = []
+    for (address, kind, _), pairs in sorted(found.items(), key=lambda item: item[1][0]):
+        for first, last in _runs(sorted(set(pairs))):
+            private = _range(first[0], last[0])
+            head = f"{address}:{_range(first[1], last[1])}->" if first[1] else ""
+            texts.append(f"{head}{private}/{kind}")
+    return ", ".join(texts)
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _runs(pairs: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    first = last = pairs[0]
+    for pair in pairs[1:]:
+        if pair[0] != last[0] + 1:
+            yield first, last
+            first = pair
+        last = pair
+    yield first, last
 
 
 @click.command(cls=Command)
@@ -83,6 +138,7 @@ def _row(document: dict[str, Any], no_trunc: bool) -> dict[str, str]:
 @click.option("--since", default="", help="From a time on, or for example 10m.")
 @click.option("--until", default="", help="Up to a time, or for example 1m.")
 @click.option("-t", "--timestamps", is_flag=True, help="Show times.")
+@refused_flag("--details", reason="lines carry no attributes here")
 @click.argument("container")
 @pass_app
 def logs(

@@ -26,6 +26,7 @@ from swarmlet.cli.base import (
     quiet_option,
 )
 from swarmlet.cli.output import ago, emit, human_size, short_id, show, show_documents
+from swarmlet.cli.pruning import prune_images
 
 COLUMNS = (
     ("REPOSITORY", "Repository"),
@@ -242,3 +243,6 @@ def rm(app: App, images: tuple[str, ...], force: bool) -> None:
                 emit(f"{what}: {value}")
 
     for_each(images, remove)
+
+
+image.add_command(prune_images, "prune")

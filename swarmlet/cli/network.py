@@ -1,4 +1,4 @@
-"""`swarmlet network`: create, ls, inspect, rm."""
+"""`swarmlet network`: create, ls, inspect, connect, disconnect, rm, prune."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from swarmlet.cli.base import (
 )
 from swarmlet.cli.output import emit, short_id, show, show_documents
 from swarmlet.cli.parsing import parse_pair
+from swarmlet.cli.pruning import prune_networks
 
 COLUMNS = (("NETWORK ID", "ID"), ("NAME", "Name"), ("DRIVER", "Driver"), ("SCOPE", "Scope"))
 
@@ -35,7 +36,9 @@ def network() -> None:
 
 
 @network.command(cls=Command)
-@click.option("-d", "--driver", default="overlay", help="overlay is the only one.")
+@click.option(
+    "-d", "--driver", default="", help="overlay, or bridge for this host alone; as the node is."
+)
 @click.option("--subnet", default="", help="Such as 10.7.0.0/24; chosen by itself if not given.")
 @click.option("--gateway", default="", help="Address in the subnet.")
 @click.option("-o", "--opt", "options", type=_pair, multiple=True, help="Option of the driver.")
@@ -66,7 +69,10 @@ def create(
     ingress: bool,
     scope: str,
 ) -> None:
-    """Create an overlay network that reaches every node."""
+    """Create a network: one that reaches every node of the swarm, or one of this host."""
+    if not driver:
+        in_swarm = app.client.get("/info")["Swarm"]["LocalNodeState"] == "active"
+        driver = "overlay" if in_swarm else "bridge"
     config = {key: value for key, value in (("Subnet", subnet), ("Gateway", gateway)) if value}
     body = {
         "Name": name,
@@ -136,3 +142,37 @@ def rm(app: App, networks: tuple[str, ...]) -> None:
         emit(name)
 
     for_each(networks, remove)
+
+
+@network.command(cls=Command)
+@click.option("--alias", "aliases", multiple=True, help="A further name of it there.")
+@click.option("--ip", default="", help="Its address there.")
+@refused_option("--ip6", reason="IPv6 inside a network is not built yet; leave it out")
+@refused_option("--link", reason="links are Docker's past; names mean containers on the network")
+@refused_option("--link-local-ip", reason="link-local addresses are not built; use --ip")
+@refused_option("--driver-opt", reason="a network has no options for one container")
+@refused_option("--gw-priority", reason="the way out is the host's own bridge in any case")
+@click.argument("network")
+@click.argument("container")
+@pass_app
+def connect(app: App, network: str, container: str, aliases: tuple[str, ...], ip: str) -> None:
+    """Put a container on a further network, also while it runs."""
+    endpoint: dict[str, Any] = {"Aliases": list(aliases)}
+    if ip:
+        endpoint["IPAMConfig"] = {"IPv4Address": ip}
+    body = {"Container": container, "EndpointConfig": endpoint}
+    app.client.post(f"/networks/{network}/connect", body)
+
+
+@network.command(cls=Command)
+@click.option("-f", "--force", is_flag=True, help="As Docker's; it makes no difference here.")
+@click.argument("network")
+@click.argument("container")
+@pass_app
+def disconnect(app: App, network: str, container: str, force: bool) -> None:
+    """Take a container off a network."""
+    body = {"Container": container, "Force": force}
+    app.client.post(f"/networks/{network}/disconnect", body)
+
+
+network.add_command(prune_networks, "prune")

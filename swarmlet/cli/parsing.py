@@ -257,6 +257,103 @@ def parse_ulimit(text: str) -> dict[str, Any]:
         raise ValueError(f"{text!r} is no ulimit; write nofile=1024:2048") from None
 
 
+def parse_binding(text: str) -> list[tuple[str, dict[str, str]]]:
+    """A port of the host that leads to a container's: ("80/tcp", {"HostIp": ..., "HostPort": ...}).
+
+    As `-p` of Docker's run: a range of the host's for one of the container's is any of it.
+    """
+    ports, _, protocol = text.partition("/")
+    head, colon, target = ports.rpartition(":")
+    host, _, first = head.rpartition(":")
+    if colon and "-" in first and target.isdigit():
+        _port_range(first)
+        return [(f"{target}/{protocol or 'tcp'}", {"HostIp": host.strip("[]"), "HostPort": first})]
+    return [
+        (
+            f"{port['TargetPort']}/{port['Protocol']}",
+            {"HostIp": port.get("IP", ""), "HostPort": str(port["PublishedPort"] or "")},
+        )
+        for port in _parse_short_ports(text)
+    ]
+
+
+def parse_endpoint(text: str) -> tuple[str, dict[str, Any]]:
+    """`yard`, or `name=yard,alias=front,ip=10.0.0.9,mac-address=...`: name and what is asked."""
+    if "=" not in text:
+        return text, {}
+    name, endpoint = "", dict[str, Any]()
+    for key, value in _fields(text):
+        match key:
+            case "name":
+                name = value
+            case "alias":
+                endpoint.setdefault("Aliases", []).append(value)
+            case "ip":
+                endpoint.setdefault("IPAMConfig", {})["IPv4Address"] = value
+            case "mac-address":
+                endpoint["MacAddress"] = value
+            case _:
+                known = "name, alias, ip and mac-address"
+                raise ValueError(f"{key!r} is not known in {text!r}; known are {known}")
+    if not name:
+        raise ValueError(f"{text!r} names no network; write name=yard,alias=front")
+    return name, endpoint
+
+
+def parse_device(text: str) -> dict[str, str]:
+    """`/dev/x[:/dev/y[:rwm]]`."""
+    parts = text.split(":")
+    if len(parts) == 2 and set(parts[1]) <= set("rwm"):
+        parts = [parts[0], parts[0], parts[1]]
+    if not 1 <= len(parts) <= 3 or not all(part for part in parts):
+        raise ValueError(f"{text!r} is no device; write /dev/x or /dev/x:/dev/y:rwm")
+    source, target, access = (*parts, *[""] * 2)[:3]
+    return {
+        "PathOnHost": source,
+        "PathInContainer": target or source,
+        "CgroupPermissions": access or "rwm",
+    }
+
+
+def parse_rate(text: str) -> dict[str, Any]:
+    """`/dev/sda:1mb`, `/dev/sda:1000`."""
+    path, separator, rate = text.rpartition(":")
+    if not separator or not path.startswith("/"):
+        raise ValueError(f"{text!r} is no limit of a device; write /dev/sda:1mb")
+    return {"Path": path, "Rate": parse_size(rate)}
+
+
+def parse_restart(text: str) -> dict[str, Any]:
+    """`no`, `always`, `unless-stopped`, `on-failure[:3]`."""
+    name, separator, count = text.partition(":")
+    if separator and not count.isdigit():
+        raise ValueError(f"{text!r}: maximum retry count must be an integer")
+    return {"Name": name, "MaximumRetryCount": int(count or 0)}
+
+
+def parse_swap(text: str) -> int:
+    """A size, or -1 for no limit."""
+    return -1 if text == "-1" else parse_size(text)
+
+
+#: ctrl- with the characters from @ to _, as a terminal makes them.
+CONTROLS = "@abcdefghijklmnopqrstuvwxyz[\\]^_"
+
+
+def parse_keys(text: str) -> bytes:
+    """`ctrl-p,ctrl-q` as the bytes that a terminal sends."""
+    keys = bytearray()
+    for word in (text or "ctrl-p,ctrl-q").split(","):
+        lower = word.lower()
+        if len(word) == 1 and word.isascii():
+            keys += word.encode()
+        elif lower.startswith("ctrl-") and len(lower) == 6 and lower[5] in CONTROLS:
+            keys.append(CONTROLS.index(lower[5]))
+        else:
+            raise ValueError(f"{word[:20]!r} is no key; write ctrl-p,ctrl-q, for example")
+    return bytes(keys)
+
+
 def parse_spread(text: str) -> dict[str, Any]:
     strategy, separator, descriptor = text.partition("=")
     if strategy != "spread" or not separator or not descriptor:

@@ -8,20 +8,27 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.images.busybox import busybox_rootfs
 from tests.lab import Completed, Host, Lab, LabError, eventually
 
+#: Stories that are told with both: what Docker's client does, ours does as well.
+both_clients = pytest.mark.parametrize("client", ["docker", "swarmlet"])
+
 
 class Box:
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, client: str = "docker") -> None:
         self.lab = lab
+        self.client = client
 
     @property
     def host(self) -> Host:
         return self.lab.hosts[0]
 
     async def docker(self, *words: str, check: bool = True, **more: Any) -> Completed:
-        return await self.host.run("docker", *words, check=check, **more)
+        """Docker's client, or in its place what the story is told with."""
+        return await self.host.run(self.client, *words, check=check, **more)
 
     async def swarmlet(self, *words: str, check: bool = True, **more: Any) -> Completed:
         return await self.host.run("swarmlet", *words, check=check, **more)
@@ -30,9 +37,9 @@ class Box:
         """What `docker ...` prints, without the line's end."""
         return (await self.docker(*words)).stdout.strip()
 
-    async def refused(self, *words: str, code: int = 1, client: str = "docker") -> str:
+    async def refused(self, *words: str, code: int = 1) -> str:
         """What is said of something that cannot be, which ends with *code*."""
-        done = await self.host.run(client, *words, check=False)
+        done = await self.docker(*words, check=False)
         assert done.code == code, done
         return done.stderr
 
@@ -88,10 +95,10 @@ class Box:
 
 
 @asynccontextmanager
-async def box(*, image: bool = True) -> AsyncIterator[Box]:
+async def box(client: str = "docker", *, image: bool = True) -> AsyncIterator[Box]:
     """A host alone, with busybox. What its daemon said is printed when the story fails."""
     async with Lab(1) as lab:
-        story = Box(lab)
+        story = Box(lab, client)
         try:
             await story.host.start_daemon()
             await story.host.wait_ready()
@@ -103,4 +110,4 @@ async def box(*, image: bool = True) -> AsyncIterator[Box]:
             raise
 
 
-__all__ = ["Box", "LabError", "box"]
+__all__ = ["Box", "LabError", "both_clients", "box"]

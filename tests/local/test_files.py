@@ -9,21 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.box import box
+from tests.local.box import both_clients, box
 
 pytestmark = pytest.mark.level5
 
 HOST_SECRET = "the host's own"
 
 
-async def test_cp_carries_files_folders_and_links_both_ways(tmp_path: Path) -> None:
+@both_clients
+async def test_cp_carries_files_folders_and_links_both_ways(client: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "big").write_bytes(os.urandom(3 << 20))
     (source / "run.sh").write_text("echo hi\n")
     (source / "run.sh").chmod(0o750)
     (source / "link").symlink_to("run.sh")
-    async with box() as b:
+    async with box(client) as b:
         await b.docker("create", "--name", "still", "busybox", "true")
         await b.docker(
             "run", "-d", "--name", "live", "-v", "data:/data", "busybox", "sleep", "1000"
@@ -53,7 +54,7 @@ async def test_cp_carries_files_folders_and_links_both_ways(tmp_path: Path) -> N
         )
         assert "No such container: nosuch" in await b.refused("cp", "nosuch:/x", "-")
         said = await b.refused("cp", str(source / "run.sh"), "live:/nosuch/folder/")
-        assert "no such directory" in said
+        assert "no such" in said
         await b.docker("run", "-d", "--name", "fixed", "--read-only", "busybox", "sleep", "1000")
         said = await b.refused("cp", str(source / "run.sh"), "fixed:/etc/x")
         assert "Read-only file system" in said

@@ -7,13 +7,14 @@ import json
 import pytest
 
 from tests.lab import eventually
-from tests.local.box import box
+from tests.local.box import both_clients, box
 
 pytestmark = pytest.mark.level5
 
 
-async def test_top_and_stats_show_what_runs_and_what_it_uses() -> None:
-    async with box() as b:
+@both_clients
+async def test_top_and_stats_show_what_runs_and_what_it_uses(client: str) -> None:
+    async with box(client) as b:
         busy = "dd if=/dev/zero of=/f bs=1M count=4; sleep 1000 & while :; do :; done"
         options = ["--name", "busy", "--memory", "64m", "--pids-limit", "30"]
         await b.docker("run", "-d", *options, "busybox", "sh", "-c", busy)
@@ -42,8 +43,9 @@ async def test_top_and_stats_show_what_runs_and_what_it_uses() -> None:
         assert "idle" in said
 
 
-async def test_volumes_are_made_used_kept_and_pruned() -> None:
-    async with box() as b:
+@both_clients
+async def test_volumes_are_made_used_kept_and_pruned(client: str) -> None:
+    async with box(client) as b:
         assert await b.out("volume", "create", "--label", "k=v", "data") == "data"
         assert await b.out("volume", "create", "data") == "data"
         shown = json.loads(await b.out("volume", "inspect", "data"))[0]
@@ -70,8 +72,9 @@ async def test_volumes_are_made_used_kept_and_pruned() -> None:
         assert "Driver: 'ceph'" in await b.refused("volume", "create", "-d", "ceph", "net")
 
 
-async def test_df_counts_and_prune_gives_back_what_nothing_needs() -> None:
-    async with box() as b:
+@both_clients
+async def test_df_counts_and_prune_gives_back_what_nothing_needs(client: str) -> None:
+    async with box(client) as b:
         fill = ["busybox", "dd", "if=/dev/zero", "of=/f", "bs=1M", "count=3"]
         await b.docker("run", "--name", "done", *fill)
         await b.docker("run", "-d", "--name", "runs", "busybox", "sleep", "1000")

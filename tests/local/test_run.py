@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.lab import eventually, residue
-from tests.local.box import box
+from tests.local.box import both_clients, box
 from tests.local.terminals import terminal
 
 pytestmark = pytest.mark.level5
@@ -29,8 +29,9 @@ create --name all -u 1:2 -w /tmp -e A=1 -l k=v --entrypoint sh --cap-add NET_ADM
 SERVE = ("httpd", "-f", "-p", "80", "-h", "/var/www")
 
 
-async def test_output_errors_input_and_exit_code_are_the_commands() -> None:
-    async with box() as b:
+@both_clients
+async def test_output_errors_input_and_exit_code_are_the_commands(client: str) -> None:
+    async with box(client) as b:
         done = await b.docker(
             "run", "--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3", check=False
         )
@@ -47,8 +48,9 @@ async def test_output_errors_input_and_exit_code_are_the_commands() -> None:
         assert await b.names("-a") == []
 
 
-async def test_exit_codes_say_why_a_command_did_not_run() -> None:
-    async with box() as b:
+@both_clients
+async def test_exit_codes_say_why_a_command_did_not_run(client: str) -> None:
+    async with box(client) as b:
         said = await b.refused("run", "--rm", "busybox", "nosuch", code=127)
         assert 'command "nosuch" not found' in said
         said = await b.refused("run", "--rm", "busybox", "/etc/passwd", code=126)
@@ -115,9 +117,10 @@ async def test_a_published_port_leads_in_and_belongs_to_one() -> None:
         await b.wait_serving(8080)
 
 
-async def test_a_terminal_is_attached_detached_and_left_as_it_was() -> None:
-    async with box() as b:
-        async with terminal(b.host, "docker", "run", "-it", "--name", "sh", "busybox", "sh") as t:
+@both_clients
+async def test_a_terminal_is_attached_detached_and_left_as_it_was(client: str) -> None:
+    async with box(client) as b:
+        async with terminal(b.host, client, "run", "-it", "--name", "sh", "busybox", "sh") as t:
             before = t.before
             await t.see("# ")
             assert t.modes() != before  # raw: every key is the container's
@@ -129,7 +132,7 @@ async def test_a_terminal_is_attached_detached_and_left_as_it_was() -> None:
             assert await t.end() == 0
             assert t.modes() == before
         assert await b.state("sh") == "running"
-        async with terminal(b.host, "docker", "attach", "--detach-keys", "ctrl-x", "sh") as t:
+        async with terminal(b.host, client, "attach", "--detach-keys", "ctrl-x", "sh") as t:
             t.type("\n")
             await t.see("# ")
             t.type("echo $A; exit 7\n")
@@ -138,12 +141,11 @@ async def test_a_terminal_is_attached_detached_and_left_as_it_was() -> None:
         assert (await b.inspect("sh"))["State"]["ExitCode"] == 7
 
 
-async def test_signals_reach_the_command_through_the_client() -> None:
-    async with box() as b:
+@both_clients
+async def test_signals_reach_the_command_through_the_client(client: str) -> None:
+    async with box(client) as b:
         script = "trap 'echo caught; exit 5' INT; echo ready; while :; do sleep 0.1; done"
-        client = await b.host.popen(
-            "docker", "run", "--name", "trap", "busybox", "sh", "-c", script
-        )
+        client = await b.host.popen(client, "run", "--name", "trap", "busybox", "sh", "-c", script)
         await eventually(
             lambda: b.docker("logs", "trap", check=False), until=lambda d: "ready" in d.stdout
         )
@@ -153,8 +155,9 @@ async def test_signals_reach_the_command_through_the_client() -> None:
         assert await b.out("logs", "trap") == "ready\ncaught"
 
 
-async def test_wait_pause_kill_rename_and_update() -> None:
-    async with box() as b:
+@both_clients
+async def test_wait_pause_kill_rename_and_update(client: str) -> None:
+    async with box(client) as b:
         await b.docker("run", "-d", "--name", "one", "busybox", "sleep", "1000")
         await b.docker("rename", "one", "two")
         assert await b.names() == ["two"]
@@ -169,7 +172,7 @@ async def test_wait_pause_kill_rename_and_update() -> None:
         assert (await b.inspect("two"))["HostConfig"]["Memory"] == 64 << 20
         await b.docker("update", "--restart", "always", "two")
         assert (await b.inspect("two"))["HostConfig"]["RestartPolicy"]["Name"] == "always"
-        waiting = await b.host.popen("docker", "wait", "two")
+        waiting = await b.host.popen(client, "wait", "two")
         await b.docker("kill", "two")
         with trio.fail_after(20):
             assert await waiting.wait() == 0
@@ -333,8 +336,9 @@ async def test_a_record_that_rotted_is_named_and_the_others_live_on(tmp_path: Pa
         assert record.exists()
 
 
-async def test_inspect_shows_what_was_asked_for() -> None:
-    async with box() as b:
+@both_clients
+async def test_inspect_shows_what_was_asked_for(client: str) -> None:
+    async with box(client) as b:
         asked = ["c 1:3 rwm" if word == "RULE" else word for word in EVERYTHING.split()]
         await b.docker(*asked)
         shown = await b.inspect("all")
