@@ -153,15 +153,3 @@ def restarted(local: Local, attempt: int, now: float) -> Local:
     """The task after its container was cleared away for another try."""
     recent = (*(at for at in local.recent if now - at < LOCAL_WINDOW), now)
     return Local(phase=Phase.PREPARED, attempt=attempt, recent=recent)
-
-
-def state_of(local: Local, reached: TaskState) -> TaskState:
-    """What to report: a state never falls, so a restarting task stays as far as it came."""
-    shown = {
-        Phase.NEW: TaskState.PREPARING,
-        Phase.PREPARED: TaskState.PREPARING,
-        Phase.CREATED: TaskState.READY,
-        Phase.RUNNING: TaskState.RUNNING,
-        Phase.EXITED: TaskState.RUNNING,
-    }
-    return max(reached, shown.get(local.phase, reached))

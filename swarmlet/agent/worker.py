@@ -34,7 +34,6 @@ from swarmlet.agent.lifecycle import (
     Stop,
     next_operation,
     restarted,
-    state_of,
 )
 from swarmlet.agent.network import HostNetwork, NetworkFailed
 from swarmlet.images.errors import ImageError
@@ -289,9 +288,9 @@ class Worker:
                 async for verdict in watching:
                     if verdict.health is not entry.health:
                         entry.health = verdict.health
-                        entry.changed_at = time.time()
-                        entry.message = verdict.health.value
-                        self._tell(entry)
+                        is_healthy = verdict.health is Health.HEALTHY
+                        state = TaskState.RUNNING if is_healthy else entry.reached
+                        self._reach(entry, state, verdict.health.value)
                     if verdict.health is Health.UNHEALTHY:
                         unhealthy.append(verdict.output)
                         return
@@ -301,6 +300,7 @@ class Worker:
             await self._stop_container(entry, task)
             await self._note_exit(entry, entry.container)
             entry.error = f"task: unhealthy container ({unhealthy[0] or 'its check failed'})"
+            logger.info("container unhealthy id=%s check=%r", entry.container, unhealthy[0])
             return
         state = self._supervisor.containers.get(entry.container)
         if state is None or state.status is Status.EXITED:
@@ -382,7 +382,13 @@ class Worker:
         entry.pid = state.pid
         entry.error, entry.exit_code, entry.log_tail = "", None, ()
         entry.local = replace(entry.local, phase=Phase.RUNNING)
-        self._reach(entry, TaskState.RUNNING, "started")
+        if checked:
+            # As Docker counts: a task with a health check runs once it has passed.
+            self._reach(
+                entry, TaskState.STARTING, "started, and its health check has not passed yet"
+            )
+        else:
+            self._reach(entry, TaskState.RUNNING, "started")
 
     async def _stop(self, entry: Entry, task: TaskAssignment) -> None:
         entry.stopping = True
@@ -487,7 +493,8 @@ class Worker:
             logger.warning("container not removed id=%s reason=%s", container, exc)
 
     def _reach(self, entry: Entry, state: TaskState, message: str) -> None:
-        entry.reached = max(entry.reached, state_of(entry.local, state))
+        # A state never falls: a restarting task stays as far as it came.
+        entry.reached = max(entry.reached, state)
         entry.message = message
         entry.changed_at = time.time()
         self._tell(entry)

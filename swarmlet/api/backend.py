@@ -127,6 +127,8 @@ class TaskContainer:
     image: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     networks: Mapping[str, str] = field(default_factory=dict)  # network name -> address
+    health: str = ""  # starting, healthy or unhealthy; "" without a health check
+    restarts: int = 0  # on this node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,10 @@ STATES = {
 }
 
 
+#: How `docker ps` says it.
+HEALTH_TEXTS = {"starting": "health: starting"}
+
+
 def container_name(state: ContainerState, known: TaskContainer | None) -> str:
     if known is not None and known.name:
         return known.name
@@ -50,18 +54,19 @@ def write_row(state: ContainerState, known: TaskContainer | None, now: float) ->
         "Ports": [],
         "Labels": container_labels(state, known),
         "State": STATES[state.status],
-        "Status": status_text(state, now),
+        "Status": status_text(state, now, known.health if known is not None else ""),
         "HostConfig": {"NetworkMode": next(iter(networks), "none")},
         "NetworkSettings": {"Networks": networks},
         "Mounts": [_mount(mount) for mount in state.spec.mounts],
     }
 
 
-def status_text(state: ContainerState, now: float) -> str:
-    """`Up 3 minutes`, `Exited (1) 2 seconds ago`."""
+def status_text(state: ContainerState, now: float, health: str = "") -> str:
+    """`Up 3 minutes (healthy)`, `Exited (1) 2 seconds ago`."""
     match state.status:
         case Status.RUNNING:
-            return f"Up {age(now - state.started_at)}"
+            up = f"Up {age(now - state.started_at)}"
+            return f"{up} ({HEALTH_TEXTS.get(health, health)})" if health else up
         case Status.PAUSED:
             return f"Up {age(now - state.started_at)} (Paused)"
         case Status.EXITED:
@@ -85,10 +90,10 @@ def write_container(state: ContainerState, known: TaskContainer | None) -> dict[
         "Created": timestamp(state.created_at),
         "Path": process.args[0] if process.args else "",
         "Args": list(process.args[1:]),
-        "State": _state(state),
+        "State": _state(state, known.health if known is not None else ""),
         "Image": known.image if known is not None else "",
         "Name": f"/{container_name(state, known)}",
-        "RestartCount": 0,
+        "RestartCount": known.restarts if known is not None else 0,
         "Driver": "overlayfs",
         "Platform": "linux",
         "MountLabel": "",
@@ -135,9 +140,9 @@ def write_container(state: ContainerState, known: TaskContainer | None) -> dict[
     }
 
 
-def _state(state: ContainerState) -> dict[str, Any]:
+def _state(state: ContainerState, health: str) -> dict[str, Any]:
     end = state.exit
-    return {
+    document: dict[str, Any] = {
         "Status": STATES[state.status],
         "Running": state.status.running,
         "Paused": state.status is Status.PAUSED,
@@ -150,6 +155,9 @@ def _state(state: ContainerState) -> dict[str, Any]:
         "StartedAt": timestamp(state.started_at),
         "FinishedAt": timestamp(end.finished_at if end is not None else 0.0),
     }
+    if health:
+        document["Health"] = {"Status": health}
+    return document
 
 
 def _networks(known: TaskContainer | None) -> Mapping[str, str]:

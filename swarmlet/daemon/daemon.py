@@ -18,6 +18,7 @@ import trio
 
 from raft.replica import Replica
 from swarmlet import VERSION
+from swarmlet.agent.health import Health
 from swarmlet.agent.local.engine import Engine
 from swarmlet.agent.network import HostNetwork
 from swarmlet.api.backend import (
@@ -304,6 +305,8 @@ class Daemon:
                     networks={
                         networks.get(e.network, e.network): e.address for e in entry.task.endpoints
                     },
+                    health="" if entry.health is Health.NONE else entry.health.value,
+                    restarts=entry.local.attempt,
                 )
         return found
 

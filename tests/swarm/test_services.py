@@ -169,3 +169,42 @@ async def test_a_crashing_task_is_started_again_and_writes_nothing_to_the_log() 
         assert again["Version"] == task["Version"]
         now = json.loads((await s.first.api("GET", "/services/crash")).body)["Version"]["Index"]
         assert now == index
+
+
+async def test_a_task_serves_once_it_is_healthy_and_is_replaced_when_it_is_not() -> None:
+    async with swarm(1, 0) as s:
+        h1 = s.first
+        serve = "mkdir /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
+        check = ("--health-cmd", "test -e /www/good", "--health-interval", "500ms")
+        create = ["swarmlet", "service", "create", "--detach", "--name", "web", *STOPS_SOON]
+        options = ["--health-retries", "2", "--health-start-period", "1m", "--publish", "8080:80"]
+        start = ["--health-start-interval", "300ms", "--restart-delay", "0s"]
+        await h1.run(*create, *check, *options, *start, "busybox", "sh", "-c", serve)
+
+        async def status() -> str:
+            listed = await h1.run("docker", "ps", "--format", "{{.ID}} {{.Status}}")
+            return listed.stdout.strip()
+
+        said = await eventually(status, until=lambda text: "(health: starting)" in text)
+        container = said.split()[0]
+        # It runs, but nobody is sent to it, and it does not count.
+        assert "0/1" in (await h1.run("swarmlet", "service", "ls")).stdout
+        url = f"http://{h1.address}:8080/"
+        assert (await s.lab.client("curl", "--max-time", "2", url, check=False)).code != 0
+        await h1.run("docker", "exec", container, "touch", "/www/good")
+        await eventually(status, until=lambda text: "(healthy)" in text)
+        await s.wait_running("web", 1)
+        await eventually(
+            lambda: h1.run("swarmlet", "service", "ls"), until=lambda done: "1/1" in done.stdout
+        )
+        assert await s.ask(h1)
+        (task,) = await s.running("web")
+        await h1.run("docker", "exec", container, "rm", "/www/good")
+        # A new container of the same task, for nothing is wrong with this node.
+        await eventually(status, until=lambda text: "(health: starting)" in text)
+        count = ("docker", "inspect", "--format", "{{.RestartCount}}", container)
+        assert (await h1.run(*count)).stdout.strip() == "1"
+        assert "container unhealthy" in h1.log.read_text()
+        await h1.run("docker", "exec", container, "touch", "/www/good")
+        await eventually(status, until=lambda text: "(healthy)" in text)
+        assert [t["ID"] for t in await s.running("web")] == [task["ID"]]
