@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from swarmlet.images.config import ImageConfig
@@ -259,24 +259,41 @@ def _seccomp(text: str) -> oci.Seccomp:
     return oci.Seccomp(profile="custom", document=text)
 
 
+#: Docker's defaults of the driver local: bytes of a file, files.
+LOCAL_FILE_BYTES, LOCAL_FILES = 20 << 20, 5
+
+
 def log_config(driver: str, given: Mapping[str, str]) -> oci.LogConfig:
     """Return the log of a container from Docker's words for it. Raises UnusableTemplate."""
+    options = dict(given)
     match driver:
-        case "" | "json-file":
-            options = dict(given)
+        case "" | "json-file" | "local":
+            made = oci.LogConfig()
+            if driver == "local":
+                made = oci.LogConfig(
+                    driver="local", file_bytes_max=LOCAL_FILE_BYTES, files_max=LOCAL_FILES
+                )
             size = _bytes(options.pop("max-size", ""), "max-size")
-            files = options.pop("max-file", "")
-            if options:
-                raise UnusableTemplate(f"log option {min(options)!r} is not known")
-            default = oci.LogConfig()
-            return oci.LogConfig(
-                file_bytes_max=size or default.file_bytes_max,
-                files_max=int(files) if files.isdigit() else default.files_max,
+            files, compress = options.pop("max-file", ""), options.pop("compress", "true")
+            if compress not in ("true", "false"):
+                raise UnusableTemplate(f"log option compress: {compress!r} is not true or false")
+            made = replace(
+                made,
+                file_bytes_max=size or made.file_bytes_max,
+                files_max=int(files) if files.isdigit() else made.files_max,
+                compress=compress == "true",
             )
+        case "journald":
+            made = oci.LogConfig(driver="journald", tag=options.pop("tag", ""))
         case "none":
-            return oci.LogConfig(driver="none")
+            made = oci.LogConfig(driver="none")
         case other:
-            raise UnusableTemplate(f"log driver {other!r} is not built; use json-file or none")
+            raise UnusableTemplate(
+                f"log driver {other!r} is not built; use json-file, local, journald or none"
+            )
+    if options:
+        raise UnusableTemplate(f"log option {min(options)!r} is not known")
+    return made
 
 
 _SIZE = re.compile(r"(\d+)([kmg]?)b?", re.IGNORECASE)

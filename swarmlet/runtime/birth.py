@@ -12,11 +12,13 @@ import select
 import socket
 import struct
 
+from swarmlet.runtime.journal import JournalLog
 from swarmlet.runtime.logfile import JsonFileLog
 from swarmlet.runtime.pump import Poller, Pump
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 LIFE_FILE, EXIT_FILE = "life.json", "exit.json"
@@ -42,7 +44,7 @@ class Container:
         self.channel: socket.socket | None = None
         self.master = -1
         self.stdin = -1
-        self.log: JsonFileLog | None = None
+        self.log: JsonFileLog | JournalLog | None = None
         self.pumps: dict[str, Pump] = {}
         self.folder = ""  # where starts and exits are noted; "" for nowhere
         self.wait_status: int | None = None
@@ -67,11 +69,21 @@ class Container:
             "exited_at": self.exited_at,
         }
 
-    def open_streams(self, poller: Poller, request: dict[str, Any]) -> None:
+    def open_streams(
+        self,
+        poller: Poller,
+        request: dict[str, Any],
+        compress: Callable[[JsonFileLog], None] | None = None,
+    ) -> None:
         """Open the log and the container's FIFOs; both ends of each, so that none is ever alone."""
         self.folder = request["folder"]
         if request["log"]:
-            self.log = JsonFileLog(**request["log"])
+            parameters = dict(request["log"])
+            if parameters.pop("driver") == "journald":
+                self.log = JournalLog(**parameters)
+            else:
+                compressed = parameters.pop("compress")
+                self.log = JsonFileLog(**parameters, compress=compress if compressed else None)
         if request["stdin"]:
             self.stdin = os.open(request["stdin"], os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         if not request["terminal"]:

@@ -5,8 +5,10 @@ Stdlib only and sync: the zygote writes with it. A line of the file is
     {"log":"text\\n","stream":"stdout","time":"2026-01-02T03:04:05.123456789Z"}
 
 A line of output longer than LINE_BYTES_MAX is cut into entries without "\\n", as Docker does.
-Files are `<path>`, `<path>.1` (older), … up to *files_max*. Nothing is fsynced: a log is not worth
-the wear of an SD card. A disk that refuses a write loses the entry, not the container.
+Files are `<path>`, `<path>.1` (older), … up to *files_max*; older ones may be compressed, as
+`<path>.1.gz`, by a child of the zygote (compressing.py), for the zygote itself must not be busy for
+so long. Nothing is fsynced: a log is not worth the wear of an SD card. A disk that refuses a write
+loses the entry, not the container.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from json.encoder import encode_basestring
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 #: Docker's own bound (daemon/logger/copier.go).
 LINE_BYTES_MAX = 16 * 1024
@@ -26,12 +28,22 @@ BATCH_BYTES = 64 * 1024
 
 
 class JsonFileLog:
-    """Append entries to *path*; keep at most *files_max* files of about *file_bytes_max*."""
+    """Append entries to *path*; keep at most *files_max* files of about *file_bytes_max*.
 
-    def __init__(self, path: str, file_bytes_max: int, files_max: int) -> None:
+    *compress* is called with this log after each rotation, when there is something to compress.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        file_bytes_max: int,
+        files_max: int,
+        compress: Callable[[JsonFileLog], None] | None = None,
+    ) -> None:
         self.path = path
         self.file_bytes_max = file_bytes_max
         self.files_max = files_max
+        self._compress = compress
         self.dropped = 0  # entries that the disk refused
         self._fd = self._open()
         self._size = os.fstat(self._fd).st_size
@@ -76,18 +88,27 @@ class JsonFileLog:
                 os.ftruncate(self._fd, 0)
             else:
                 for number in range(self.files_max - 1, 0, -1):
-                    older = f"{self.path}.{number}"
-                    newer = self.path if number == 1 else f"{self.path}.{number - 1}"
-                    if os.path.exists(newer):
-                        os.replace(newer, older)
+                    self._shift(number)
                 fd = self._open()
                 os.close(self._fd)
                 self._fd = fd
+                if self._compress is not None:
+                    self._compress(self)
         except OSError:
             # No room for a new file: start over in this one rather than grow for ever.
             os.ftruncate(self._fd, 0)
         self._size = os.fstat(self._fd).st_size
         self._torn = False
+
+    def _shift(self, number: int) -> None:
+        """Make the file before *number* the one of that number, which goes."""
+        newer = self.path if number == 1 else f"{self.path}.{number - 1}"
+        older = f"{self.path}.{number}"
+        for suffix, other in (("", ".gz"), (".gz", "")):
+            if os.path.exists(newer + suffix):
+                os.replace(newer + suffix, older + suffix)
+                if os.path.exists(older + other):
+                    os.unlink(older + other)
 
     def _open(self) -> int:
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)

@@ -1,20 +1,22 @@
 """Reading the json-file logs of containers, also while they are written and rotated.
 
 The zygote writes (logfile.py), the daemon only reads, so the file is the interface: a follower
-waits on inotify for the container's state folder and finds its place again by inode after a
-rotation.
+waits on inotify for the container's state folder and finds its place again after a rotation: by the
+inode of the file that it holds open, or by how it began if that was compressed (compressing.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import trio
 
@@ -25,6 +27,10 @@ from swarmlet.runtime.birth import EXIT_FILE
 READ_BYTES = 64 * 1024
 #: A line of a log file: 16 KiB of text, each byte at most six in JSON, and the rest.
 ENTRY_BYTES_MAX = 128 * 1024
+#: Of a file, to know it again by.
+HEAD_BYTES = 256
+#: Numbers that a rotated file may have (spec: log.files_max is 100 at most).
+FILES_MAX = 1000
 _MASK = (
     syscalls.IN_MODIFY
     | syscalls.IN_CREATE
@@ -120,12 +126,55 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(f"{found[1]}{decimals}{zone}").astimezone(UTC)
 
 
+class _File:
+    """One file of a set, open for reading: plain, or compressed."""
+
+    def __init__(self, path: str) -> None:
+        self._compressed = path.endswith(".gz")
+        opener = gzip.open if self._compressed else open
+        self.stream = cast(BinaryIO, opener(path, "rb"))
+        self._head = head_of(path) if self._compressed else b""
+
+    def last_lines(self, count: int) -> list[bytes]:
+        """Return the last *count* lines, and be at the end of them."""
+        if not self._compressed:
+            return last_lines(self.stream, count)
+        lines = deque((line.rstrip(b"\n") for line in self.stream), maxlen=count)
+        return list(lines)
+
+    def place_in(self, paths: Sequence[str]) -> int:
+        """Return which of *paths* is this file now, -1 for none."""
+        fd = self.stream.fileno()
+        head = self._head or os.pread(fd, HEAD_BYTES, 0)
+        own = os.fstat(fd).st_ino
+        for index, path in enumerate(paths):
+            with contextlib.suppress(OSError, EOFError):
+                if path.endswith(".gz"):
+                    if head and head_of(path).startswith(head):
+                        return index
+                # Open here, so its number can be no other's.
+                elif not self._compressed and os.stat(path).st_ino == own:
+                    return index
+        return -1
+
+    @property
+    def started_over(self) -> bool:
+        """Whether it was cut to nothing, as the only file of a set is."""
+        return not self._compressed and os.fstat(self.stream.fileno()).st_size < self.stream.tell()
+
+
+def head_of(path: str) -> bytes:
+    """Return how the compressed file at *path* begins: the time of its first entry is in it."""
+    with gzip.open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
 class _Reader:
     """A place in a set of rotated files. Sync: one call at a time, in a worker thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._file: _File | None = None
         self._rest = b""
 
     def start(self, tail: int | None) -> list[bytes]:
@@ -139,12 +188,12 @@ class _Reader:
             file = self._open(path)
             if file is None:
                 continue
-            older = last_lines(file, tail - len(lines))
+            older = file.last_lines(tail - len(lines))
             lines = older + lines
             if self._file is None:
                 self._file = file  # the newest: reading goes on after what was taken from it
             else:
-                file.close()
+                file.stream.close()
             if len(lines) >= tail:
                 break
         return lines
@@ -156,7 +205,7 @@ class _Reader:
                 self._file = self._open(self._path)
                 if self._file is None:
                     return []
-            chunk = self._file.read(READ_BYTES)
+            chunk = self._file.stream.read(READ_BYTES)
             if chunk:
                 *lines, self._rest = (self._rest + chunk).split(b"\n")
                 if len(self._rest) > ENTRY_BYTES_MAX:
@@ -168,45 +217,44 @@ class _Reader:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            self._file.stream.close()
 
     def _existing(self) -> list[str]:
         """Return the files of the set, oldest first."""
-        numbers = range(1, 1000)
         rotated = []
-        for number in numbers:
-            if not os.path.exists(f"{self._path}.{number}"):
+        for number in range(1, FILES_MAX):
+            names = (f"{self._path}.{number}", f"{self._path}.{number}.gz")
+            found = next((name for name in names if os.path.exists(name)), None)
+            if found is None:
                 break
-            rotated.append(f"{self._path}.{number}")
+            rotated.append(found)
         return [*reversed(rotated), *([self._path] if os.path.exists(self._path) else [])]
 
     def _next_file(self) -> bool:
         """Step to the file after the one at hand, when that was rotated; False at the newest."""
         assert self._file is not None
-        here = os.fstat(self._file.fileno())
         files = self._existing()
-        inodes = [os.stat(file).st_ino for file in files if os.path.exists(file)]
-        if files and here.st_ino == inodes[-1]:
+        place = self._file.place_in(files)
+        if files and place == len(files) - 1:
             # files_max of 1 starts over in the same file.
-            if here.st_size < self._file.tell():
-                self._file.seek(0)
+            if self._file.started_over:
+                self._file.stream.seek(0)
                 return True
             return False
         if not files:
             return False
         # Rotated away altogether: the oldest is the next that there is.
-        after = inodes.index(here.st_ino) + 1 if here.st_ino in inodes else 0
-        fresh = self._open(files[after])
+        fresh = self._open(files[place + 1])
         if fresh is None:
             return False
-        self._file.close()
+        self._file.stream.close()
         self._file, self._rest = fresh, b""
         return True
 
     @staticmethod
-    def _open(path: str) -> BinaryIO | None:
+    def _open(path: str) -> _File | None:
         try:
-            return open(path, "rb")
+            return _File(path)
         except FileNotFoundError:
             return None
 

@@ -223,6 +223,18 @@ class Seccomp:
 
 @named_value
 class LogConfig:
-    driver: Literal["json-file", "none"] = "json-file"
+    """Where output goes. *local* is the same file as json-file, with other defaults.
+
+    The journal's entries bear *tag* and *name*; nothing of them can be read back by `logs`.
+    """
+
+    driver: Literal["json-file", "local", "journald", "none"] = "json-file"
     file_bytes_max: int = defaults.LOG_BYTES_MAX
     files_max: int = defaults.LOG_FILES_MAX
+    compress: bool = True  # rotated files
+    tag: str = ""
+    name: str = ""
+
+    @property
+    def has_file(self) -> bool:
+        return self.driver in ("json-file", "local")

@@ -12,11 +12,14 @@ import os
 import select
 import time
 
-from swarmlet.runtime.logfile import JsonFileLog, LineSplitter
+from swarmlet.runtime.logfile import LineSplitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from swarmlet.runtime.journal import JournalLog
+    from swarmlet.runtime.logfile import JsonFileLog
 
     Handler = Callable[[int], None]
 
@@ -67,7 +70,9 @@ class _Reader:
 class Pump:
     """Read *fd*, log what comes as *stream*, copy it to the attached readers."""
 
-    def __init__(self, poller: Poller, fd: int, stream: str, log: JsonFileLog | None) -> None:
+    def __init__(
+        self, poller: Poller, fd: int, stream: str, log: JsonFileLog | JournalLog | None
+    ) -> None:
         self.fd = fd
         self.stream = stream
         self._poller = poller

@@ -106,6 +106,8 @@ class Supervisor(ContainerTable):
         if container_id in self._records:
             raise RuntimeFailure(container_id, f"the container {container_id} exists already")
         place = self._place(container_id)
+        if spec.log.driver == "journald" and not await trio.Path(self.journal).exists():
+            raise SpecError(f"log.driver: no journal listens at {self.journal}; use json-file")
         spec = await self._with_ids(spec)
         made = await self._plan(spec, place)
         state = ContainerState(
@@ -343,8 +345,11 @@ class Supervisor(ContainerTable):
         left early.
         """
         record = self._find(container_id)
-        if record.state.spec.log.driver == "none":
+        log = record.state.spec.log
+        if not log.has_file:
             advice = "its output was kept nowhere: choose the driver json-file"
+            if log.driver == "journald":
+                advice = f"read the journal: journalctl CONTAINER_ID_FULL={container_id}"
             raise RuntimeFailure(container_id, "the container has no log", advice=advice)
         return read_logs(
             self._place(container_id).log,

@@ -19,13 +19,13 @@ from typing import Any
 
 import trio
 
-from swarmlet.runtime import cgroups, hostside
+from swarmlet.runtime import cgroups, hostside, journal
 from swarmlet.runtime.client import Answer, Client, connect, greet
 from swarmlet.runtime.failures import NoSuchContainer, RuntimeFailure, ZygoteLost, of_step
 from swarmlet.runtime.host import Host, probe
 from swarmlet.runtime.plan import removal
 from swarmlet.runtime.rootfs import Place
-from swarmlet.runtime.spec import ContainerSpec
+from swarmlet.runtime.spec import ContainerSpec, LogConfig
 from swarmlet.runtime.state import (
     ContainerState,
     ExitStatus,
@@ -99,8 +99,23 @@ class ExecEnd:
         self.done.set()
 
 
+def journal_fields(container_id: str, log: LogConfig) -> dict[str, str]:
+    """Return what each entry of a container has in the journal, as with Docker's driver."""
+    name = log.name or container_id
+    return {
+        "CONTAINER_ID": container_id[:12],
+        "CONTAINER_ID_FULL": container_id,
+        "CONTAINER_NAME": name,
+        "CONTAINER_TAG": log.tag or container_id[:12],
+        "SYSLOG_IDENTIFIER": log.tag or container_id[:12],
+    }
+
+
 class ContainerTable:
     """All containers under one run folder, state folder and cgroup. One task runs `run`."""
+
+    #: where the journal listens
+    journal = journal.SOCKET
 
     def __init__(
         self,
@@ -331,12 +346,20 @@ class ContainerTable:
 
     def _streams(self, container_id: str, spec: ContainerSpec) -> dict[str, Any]:
         place = self._place(container_id)
-        log = None
-        if spec.log.driver == "json-file":
+        log: dict[str, Any] | None = None
+        if spec.log.has_file:
             log = {
+                "driver": "file",
                 "path": place.log,
                 "file_bytes_max": spec.log.file_bytes_max,
                 "files_max": spec.log.files_max,
+                "compress": spec.log.compress,
+            }
+        elif spec.log.driver == "journald":
+            log = {
+                "driver": "journald",
+                "path": self.journal,
+                "fields": journal_fields(container_id, spec.log),
             }
         keep_stdin = spec.process.stdin and not spec.process.terminal
         return {

@@ -22,8 +22,9 @@ One request a SEQPACKET message, JSON, with descriptors beside it; the answer be
 | forget | id, exec | |
 | stop | | none: the zygote ends, its containers go on |
 
-"The streams" are stdin, stdout, stderr (paths of FIFOs, "" for none), terminal, log (the parameters
-of JsonFileLog, or null) and folder, where the zygote notes the start and the exit.
+"The streams" are stdin, stdout, stderr (paths of FIFOs, "" for none), terminal, log (its driver and
+the parameters of JsonFileLog or JournalLog, or null) and folder, where the zygote notes the start
+and the exit.
 
 `{"event": "exited", …facts}` goes to every connection when a process has ended and its output has
 been taken. A failed request is answered by `{"seq": n, "failed": {step, errno, text, path}}`.
@@ -61,13 +62,14 @@ from swarmlet.runtime.birth import (
 )
 from swarmlet.runtime.child import GO, MASTER, READY
 from swarmlet.runtime.cloning import bear, make_network
+from swarmlet.runtime.compressing import Compressions
 from swarmlet.runtime.pump import Poller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-VERSION = 2
+VERSION = 3
 SOCKET, LOCK, LOG = "zygote.sock", "zygote.lock", "zygote.log"
 MESSAGE_BYTES_MAX = 64 * 1024
 CONNECTIONS_MAX = 16
@@ -109,6 +111,7 @@ class Zygote:
         self.by_pid: dict[int, Container] = {}
         self.connections: dict[int, Connection] = {}
         self.stopping = False
+        self._compressions = Compressions()
         self._retries: dict[tuple[str, str], int] = {}
         self._listener = listener
         listener.setblocking(False)
@@ -277,7 +280,7 @@ class Zygote:
         if container.key in self.containers:
             raise OSError(errno.EEXIST, f"the zygote has a container {container.id} already")
         try:
-            container.open_streams(self.poller, request)
+            container.open_streams(self.poller, request, self._compressions.start)
             container.goes_on = request["start"]
             bear(container, request["clone"], request["cgroup"], fds[0], trees=fds[1:], streams=[])
         except BaseException:
@@ -365,7 +368,7 @@ class Zygote:
         try:
             if start_ticks(container.pid) != container.start_ticks:
                 raise OSError(errno.ESRCH, "the pid belongs to another process now")
-            container.open_streams(self.poller, request)
+            container.open_streams(self.poller, request, self._compressions.start)
         except BaseException:
             container.close(self.poller)
             raise
@@ -448,6 +451,8 @@ class Zygote:
             if pid == 0:
                 return
             container = self.by_pid.pop(pid, None)
+            if container is None:
+                self._compressions.finish(pid, wait_status)
             if container is not None and not container.forgotten:
                 self._end(container, wait_status)
 
