@@ -238,7 +238,8 @@ def write_image_row(image: ImageSummary) -> dict[str, Any]:
         "Id": image.id,
         "ParentId": "",
         "RepoTags": names,
-        "RepoDigests": _digests(names, image.digest),
+        # One that was fetched for a task came with a name and a digest, and without a tag.
+        "RepoDigests": [f"{name}@{image.digest}" for name in image.repositories],
         "Created": int(image.created_at),
         "Size": image.size,
         "SharedSize": -1,
@@ -253,7 +254,7 @@ def _write_image(image: ImageRecord, summary: ImageSummary) -> dict[str, Any]:
     return {
         "Id": image.id,
         "RepoTags": names,
-        "RepoDigests": _digests(names, image.digest),
+        "RepoDigests": [f"{name}@{image.digest}" for name in summary.repositories],
         "Parent": "",
         "Comment": config.history[-1].comment if config.history else "",
         "Created": config.created or timestamp(0),
@@ -300,16 +301,13 @@ def _write_config(config: ImageConfig) -> dict[str, Any]:
     return document
 
 
-def _digests(names: list[str], digest: Digest) -> list[str]:
-    bare = {parse_reference(name).familiar_name for name in names}
-    return [f"{name}@{digest}" for name in sorted(bare)]
-
-
 def _matches(image: ImageSummary, filters: Filters) -> bool:
     if "dangling" in filters and wants_true(filters, "dangling") is bool(image.references):
         return False
     if "reference" in filters and not any(
-        _named(name, pattern) for name in image.references for pattern in filters["reference"]
+        _named(name, pattern)
+        for name in (*image.references, *image.repositories)
+        for pattern in filters["reference"]
     ):
         return False
     return matches_labels(filters, "label", image.labels)

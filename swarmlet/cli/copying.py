@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import tarfile
 
 STAT_HEADER = "X-Docker-Container-Path-Stat"
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Go's os.FileMode.
 IS_FOLDER, IS_LINK = 1 << 31, 1 << 27
 
@@ -107,7 +108,7 @@ def unpack(file: IO[bytes], folder: str, name: str, *, keep_owners: bool) -> int
 
     size = 0
     root = os.path.realpath(folder)
-    dressed: list[tuple[str, tarfile.TarInfo]] = []
+    folders: list[tuple[str, tarfile.TarInfo]] = []
     try:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
@@ -120,15 +121,14 @@ def unpack(file: IO[bytes], folder: str, name: str, *, keep_owners: bool) -> int
                 if not member.isdir() and (os.path.islink(path) or os.path.isfile(path)):
                     os.unlink(path)
                 _place(tar, member, root, path)
-                if not member.issym():
-                    dressed.append((path, member))
+                if member.isdir():
+                    folders.append((path, member))
                 if keep_owners and os.geteuid() == 0:
-                    os.chown(path, member.uid, member.gid, follow_symlinks=False)
+                    os.lchown(path, member.uid, member.gid)
                 size += member.size
-            for path, member in reversed(dressed):
+            for path, member in reversed(folders):
                 with suppress(OSError):
-                    os.chmod(path, member.mode & 0o7777)
-                    os.utime(path, (member.mtime, member.mtime))
+                    _dress(os.open(path, FOLDER), member)
     except tarfile.TarError as exc:
         raise Failure(f"the archive cannot be read: {exc}") from None
     except OSError as exc:
@@ -151,6 +151,17 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, root: str, path: str) 
         with os.fdopen(os.open(path, flags, 0o600), "wb") as out:
             while data := reader.read(1 << 20):
                 out.write(data)
+            out.flush()
+            _dress(os.dup(out.fileno()), member)
+
+
+def _dress(file: int, member: tarfile.TarInfo) -> None:
+    """By descriptor, which is closed: a later entry may have made a link of the name."""
+    try:
+        os.fchmod(file, member.mode & 0o7777)
+        os.utime(file, (member.mtime, member.mtime))
+    finally:
+        os.close(file)
 
 
 def _renamed(path: str, name: str) -> str:

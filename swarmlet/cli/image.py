@@ -192,7 +192,8 @@ def ls(
 def _rows(document: dict[str, Any], no_trunc: bool) -> list[dict[str, str]]:
     rows = []
     digests = {text.partition("@")[0]: text.partition("@")[2] for text in document["RepoDigests"]}
-    for name in document["RepoTags"] or ["<none>:<none>"]:
+    untagged = [f"{name}:<none>" for name in digests] or ["<none>:<none>"]
+    for name in document["RepoTags"] or untagged:
         repository, _, tag = name.rpartition(":")
         rows.append(
             {

@@ -67,6 +67,7 @@ class ImageSummary:
     created_at: float
     labels: dict[str, str]
     platform: Platform
+    repositories: tuple[str, ...] = ()  # of all names, those that came with a digest as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,7 @@ class ImageStore:
             image.config.created_at,
             dict(image.config.labels),
             image.config.platform,
+            tuple(sorted({name.familiar_name for name in image.names})),
         )
 
     def resolve(self, text: str) -> ImageRecord:
