@@ -227,6 +227,9 @@ class Placer:
             raise BadLayer(f"{entry.name} is a hard link to {show(target)}, which is no file")
         if target == entry.path:
             return  # `tar cf - x x` writes the second x so
+        if target[: len(entry.path)] == entry.path:
+            # The folder would go, and the file in it, before there is a link to it.
+            raise BadLayer(f"{entry.name} is a hard link to {show(target)}, which is in it")
         self._replace(
             parent,
             entry.path,

@@ -208,6 +208,7 @@ HOSTILE: dict[str, list[Part]] = {
     "root that is a file": [(member("."), b"")],
     "hard link to the root": [hard_link("a", "/")],
     "hard link to a directory": [directory("d/"), hard_link("a", "d")],
+    "hard link in the place of its folder": [("a/b", b""), hard_link("a", "a/b")],
     "hard link to nothing": [hard_link("a", "b")],
     "entry inside of a whiteout": [("a/.wh.x/y", b"")],
     "deep": [("/".join(["d"] * 200), b"")],
