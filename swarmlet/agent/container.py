@@ -194,6 +194,7 @@ def _process(
         terminal=container.tty,
         stdin=container.open_stdin,
         oom_score_adj=container.oom_score_adj,
+        init=container.init,
     )
 
 

@@ -587,5 +587,3 @@ def _check(config: ContainerConfig) -> None:
     for attachment in config.attachments:
         if attachment.asked_mac and int(attachment.asked_mac[:2], 16) & 1:
             raise SpecError("MacAddress", f"{attachment.asked_mac} is a group's address")
-    if config.init:
-        raise SpecError("HostConfig.Init", "an init is not built yet; start one in the image")

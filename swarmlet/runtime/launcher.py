@@ -6,12 +6,14 @@ means). `Launcher` has the steps of `Plan.launch`; child.py adds those of the bi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import posixpath
 import resource
+import signal
 import socket
 import stat
 import struct
@@ -31,6 +33,9 @@ READ_BYTES = 32 << 10
 GROUPS_MAX = 1024
 #: The exit code of a child that failed before execve; shells use it for "not found".
 EXIT_FAILED = 127
+
+#: What an init waits for. SIGKILL and SIGSTOP cannot be, and the kernel leaves them out.
+ALL_SIGNALS = frozenset(range(1, signal.NSIG)) - {32, 33}  # the C library's own
 
 #: <linux/elf.h> EM_…
 ELF_MACHINES = {
@@ -74,6 +79,11 @@ class Linux:
     setresuid = staticmethod(os.setresuid)
     access = staticmethod(os.access)
     execve = staticmethod(os.execve)
+    fork = staticmethod(os.fork)  # noqa: TID251 (a child of the zygote, which has one thread)
+    getpid = staticmethod(os.getpid)
+    setpgid = staticmethod(os.setpgid)
+    tcsetpgrp = staticmethod(os.tcsetpgrp)
+    pthread_sigmask = staticmethod(signal.pthread_sigmask)
     setrlimit = staticmethod(resource.setrlimit)
     send_fds = staticmethod(socket.send_fds)
     unshare = staticmethod(syscalls.unshare)
@@ -222,6 +232,18 @@ class Launcher:
     def load_seccomp(self, program: bytes) -> None:
         self.kernel.load_seccomp(program)
 
+    def become_init(self) -> None:
+        # Blocked before the fork: none is lost, and the init takes each when it waits for one.
+        self.kernel.pthread_sigmask(signal.SIG_SETMASK, ALL_SIGNALS)
+        pid = self.kernel.fork()
+        if pid:
+            be_init(pid)
+        if self.terminal >= 0:
+            # A terminal's ^C is for the command, which else would get it twice.
+            self.kernel.setpgid(0, 0)
+            self.kernel.tcsetpgrp(self.terminal, self.kernel.getpid())
+        self.kernel.pthread_sigmask(signal.SIG_SETMASK, ())
+
     def execute(self, args: list[str], env: list[str]) -> None:
         variables = dict(entry.split("=", 1) for entry in env)
         variables.setdefault("HOME", self.home)
@@ -300,6 +322,34 @@ class Launcher:
             text = f'command "{command}" is in the image, but this user may not execute it'
             raise LaunchError(errno.EACCES, text, command)
         raise LaunchError(errno.ENOENT, f'command "{command}" not found in the image', command)
+
+
+def be_init(command: int) -> None:
+    """Be the first process of a container until *command* has ended. Never returns.
+
+    As tini and catatonit: a signal that this process gets is the command's, and what has lost its
+    parent in the container is reaped here.
+    """
+    try:
+        # The channel among them: the end of file says that the command was executed.
+        syscalls.close_range(3, 0xFFFFFFFF, 0)
+        syscalls.set_process_name("init")
+        while True:
+            number = signal.sigwait(ALL_SIGNALS)
+            if number != signal.SIGCHLD:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(command, number)
+                continue
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == command:
+                    code = os.waitstatus_to_exitcode(status)
+                    # A signal's name does not outlive an init: a shell's code tells it.
+                    os._exit(128 - code if code < 0 else code)
+                if pid == 0:
+                    break
+    finally:
+        os._exit(EXIT_FAILED)
 
 
 def _explain(kernel: Linux, command: str, path: str, code: int) -> str:

@@ -86,6 +86,8 @@ class Process:
     console_columns: int = 80
     stdin: bool = False  # keep standard input open for attach; else it is /dev/null
     oom_score_adj: int = 0
+    #: run it under an init that forwards signals and reaps (of a container's own process only)
+    init: bool = False
 
 
 @named_value

@@ -34,6 +34,7 @@ from swarmlet.runtime.spec import (
 )
 from swarmlet.runtime.steps import (
     AllowDevices,
+    BecomeInit,
     BecomeRoot,
     BecomeUser,
     BirthStep,
@@ -68,7 +69,7 @@ from swarmlet.runtime.steps import (
     Unshare,
     WriteText,
 )
-from swarmlet.runtime.values import field, named_value, value
+from swarmlet.runtime.values import changed, field, named_value, value
 
 __all__ = ["Clone", "Place", "Plan", "exec_plan", "plan", "removal"]
 
@@ -303,6 +304,9 @@ def launch(process: Process, host: Host, seccomp: bytes | None) -> list[LaunchSt
         if seccomp is not None:
             # As late as can be: the filter need not allow what the steps above call.
             steps.append(LoadSeccomp(seccomp))
+    if process.init:
+        # Confined as the command is: it is a process of the container's like any other.
+        steps.append(BecomeInit())
     has_path = any(entry.startswith("PATH=") for entry in process.env)
     env = process.env if has_path else (f"PATH={defaults.PATH}", *process.env)
     steps.append(Execute(process.args, env))
@@ -335,7 +339,7 @@ def exec_plan(
     steps.append(NewSession(host.keyrings))
     if process.terminal:
         steps.append(OpenTerminal(process.console_rows, process.console_columns, console=False))
-    return steps, launch(process, host, seccomp)
+    return steps, launch(changed(process, init=False), host, seccomp)
 
 
 def removal(driver: Driver, place: Place) -> list[HostStep]:

@@ -409,6 +409,11 @@ class LoadSeccomp:
 
 
 @value
+class BecomeInit:
+    """Go on as a child of oneself, which forwards signals to it, reaps orphans and ends as it."""
+
+
+@value
 class Execute:
     args: tuple[str, ...]
     env: tuple[str, ...]
@@ -470,6 +475,7 @@ LaunchStep: TypeAlias = (
     | SetCapabilities
     | SetNoNewPrivileges
     | LoadSeccomp
+    | BecomeInit
     | Execute
 )
 ChildStep: TypeAlias = BirthStep | LaunchStep

@@ -209,6 +209,7 @@ def process_of(record: ContainerRecord, hostname: str) -> oci.Process:
         terminal=config.tty,
         stdin=config.open_stdin,
         oom_score_adj=config.oom_score_adj,
+        init=config.init,
     )
 
 
