@@ -107,7 +107,7 @@ class Setup:
 class Driver:
     """What a Replica is inside: the jobs and what they share."""
 
-    server: ServerId
+    server: ServerId = NOBODY  # until run() has read the log
     _core: Raft
     _appender: Appender
     _applier: Applier

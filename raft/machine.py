@@ -109,6 +109,7 @@ class ReplicaStatus:
     applied_index: int
     first_index: int
     last_index: int
+    last_term: int
     configuration: Configuration
     progress: tuple[ProgressStatus, ...]  # of the followers, while this server leads
     disk_full: bool

@@ -98,17 +98,21 @@ def recover_alone(
     cluster: bytes,
     *,
     context: bytes = b"",
+    new_id: ServerId | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> ServerId:
     """Make the server in *directory* the only voter of what it holds; return its new id.
 
     Everything in its log counts as committed from here on, and what only the lost servers had
     is lost. It is a new server, so that no old one, which may come back, ever reaches it: the
-    others must be emptied and join again. Done in one durable step.
+    others must be emptied and join again. *new_id* takes the place of a random one, which must
+    never have been used. Done in one durable step.
     """
     disk = Directory(directory)
     try:
-        return recover_alone_on(disk, key, cluster, context=context, segment_bytes=segment_bytes)
+        return recover_alone_on(
+            disk, key, cluster, context=context, new_id=new_id, segment_bytes=segment_bytes
+        )
     finally:
         disk.close()
 
@@ -119,11 +123,12 @@ def recover_alone_on(
     cluster: bytes,
     *,
     context: bytes = b"",
+    new_id: ServerId | None = None,
     segment_bytes: int = SEGMENT_BYTES,
 ) -> ServerId:
     """Do what recover_alone() does, on any disk."""
     found = _look(disk, key, cluster)
-    server = random_server()
+    server = new_id or random_server()
     survivor = found.survivor
     writes: list[Write] = []
     entries = found.entries

@@ -361,6 +361,7 @@ class Replica(Driver):
             applied_index=self._applier.applied,
             first_index=core.log.first_index,
             last_index=core.log.last_index,
+            last_term=core.log.last_term,
             configuration=core.configuration,
             progress=tuple(
                 progress.status(server)

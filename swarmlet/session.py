@@ -52,6 +52,7 @@ class ManagerView:
     address: str
     port: int
     raft_server: int = 0
+    epoch: int = 0  # in Raft's own configuration, of a server that was recovered: the new epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Assign:
     done: bool = True  # False: more of the same assignment follows
     puts: tuple[Item, ...] = ()
     removes: tuple[ItemKey, ...] = ()
+    past_epochs: tuple[int, ...] = ()  # that an operator has ended by a recovery
 
 
 @dataclass(frozen=True, slots=True)

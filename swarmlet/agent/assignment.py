@@ -3,7 +3,8 @@
 Pure. An assignment is authoritative for removal only under a guard: it comes from the cluster
 epoch that we know, and is not older than what we had. A manager that was restored from a
 backup, or that leads a cluster made anew, adds and changes, but makes nobody delete work:
-that state is *held* until an assignment passes the guard (DISTRIBUTED B6).
+that state is *held* until an assignment passes the guard (DISTRIBUTED B6). A recovery from a lost
+quorum, which an operator has confirmed, names the epochs that it goes on from.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Receiver:
 def _why_hold(current: Assignment, last: Assign) -> str:
     if not current.epoch and not current.items:
         return ""
-    if last.epoch != current.epoch:
+    if last.epoch != current.epoch and current.epoch not in last.past_epochs:
         return (
             f"the cluster was made anew (epoch {last.epoch:x}, this node knows {current.epoch:x})"
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from swarmlet.api.neighbours import Neighbourhood
+from swarmlet.api.raftstate import Recovery
 from swarmlet.manager.view import View
 from swarmlet.model import (
     Availability,
@@ -225,5 +226,8 @@ class LocalNode(Protocol):
 
     @property
     def neighbourhood(self) -> Neighbourhood: ...
+
+    @property
+    def recovery(self) -> Recovery: ...
 
     def subscribe_events(self) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]: ...

@@ -13,6 +13,7 @@ from swarmlet.api import (
     logs,
     networks,
     nodes,
+    recovery,
     remote,
     services,
     swarm,
@@ -30,6 +31,7 @@ __all__ = ["ROUTES", "make_router", "serve_stream", "serve_unix"]
 ROUTES: tuple[Route, ...] = (
     *system.ROUTES,
     *swarm.ROUTES,
+    *recovery.ROUTES,
     *nodes.ROUTES,
     *services.ROUTES,
     *tasks.ROUTES,

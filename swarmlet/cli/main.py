@@ -55,6 +55,7 @@ COMMANDS = {
     "leave": (f"{_SWARM}:leave", "Take this node out of its swarm"),
     "token": ("swarmlet.cli.token:token", "Show, rotate and make join tokens"),
     "update": ("swarmlet.cli.groups:update", "Change settings of the swarm, or of containers"),
+    "recover": ("swarmlet.cli.recover:recover", "Go on with this manager when most are lost"),
     "node": ("swarmlet.cli.node:node", "Manage the nodes of the swarm"),
     "service": ("swarmlet.cli.service:service", "Manage services"),
     "network": ("swarmlet.cli.network:network", "Manage networks"),

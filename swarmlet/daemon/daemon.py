@@ -37,6 +37,7 @@ from swarmlet.daemon.manager import RAFT_FOLDER, Founding, cluster_bytes
 from swarmlet.daemon.neighbourhood import NodeNeighbourhood
 from swarmlet.daemon.node import JOURNAL, RAFT_KEY_PURPOSE, Node
 from swarmlet.daemon.pinning import ImagePinner
+from swarmlet.daemon.recovery import NodeRecovery
 from swarmlet.identity import (
     CertificateAuthority,
     Credentials,
@@ -248,7 +249,9 @@ class Daemon:
             if self._pending:
                 state = LocalState.PENDING
             return LocalStatus(state=state, error=self._error, **common)  # type: ignore[arg-type]
-        in_touch = node.agent.link.connected or node.manager is not None
+        fault = node.manager.fault if node.manager is not None else ""
+        takes_part = node.manager is not None and not fault
+        in_touch = node.agent.link.connected or takes_part
         names = {n.id: n.name for n in node.agent.nodes().values()}
         return LocalStatus(
             state=LocalState.ACTIVE if in_touch else LocalState.PENDING,
@@ -264,7 +267,7 @@ class Daemon:
                 for m in node.managers()
             ),
             address=node.address,
-            error="" if in_touch else node.agent.link.last_error,
+            error=fault or ("" if in_touch else node.agent.link.last_error),
             **common,  # type: ignore[arg-type]
         )
 
@@ -313,6 +316,15 @@ class Daemon:
     @property
     def neighbourhood(self) -> NodeNeighbourhood:
         return NodeNeighbourhood(self.node)
+
+    @property
+    def recovery(self) -> NodeRecovery:
+        return NodeRecovery(
+            self.node,
+            folder=self.settings.state_dir / RAFT_FOLDER,
+            key=lambda: derive_key(self._vault.storage_key(), RAFT_KEY_PURPOSE),
+            restart=self._restart_node,
+        )
 
     def subscribe_events(
         self,
@@ -535,6 +547,19 @@ class Daemon:
             self._vault.erase()
 
         await trio.to_thread.run_sync(wipe)
+
+    async def _restart_node(self, work: Callable[[], None]) -> None:
+        """End this node's life, do *work* on its disk, and begin another life. Tasks go on."""
+        async with self._changing:
+            node = self.node
+            if node is None:
+                raise Unavailable("this node is not part of a swarm")
+            membership, credentials = node.membership, node.credentials
+            await self._end()
+            try:
+                await trio.to_thread.run_sync(work)
+            finally:
+                await self._begin(membership, credentials, must_listen=False)
 
     # Another role.
 

@@ -13,6 +13,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -22,6 +23,7 @@ from raft.membership import Change, ChangeKind, ServerChange
 from raft.messages import ServerId
 from raft.replica import Replica
 from swarmlet.codec import BadMessage, pack, unpack_untrusted
+from swarmlet.daemon.faults import ManagerFault, explain, leaf_of
 from swarmlet.daemon.raftlink import RaftLink
 from swarmlet.manager.control import Control, PinImage
 from swarmlet.manager.dispatcher import Dispatcher, ReachNode
@@ -29,6 +31,7 @@ from swarmlet.manager.gossipkeys import first_key
 from swarmlet.manager.leadership import Leadership, new_gossip_key
 from swarmlet.manager.membership import AddLearner, Demote, Promote, Remove, SetRole, next_change
 from swarmlet.manager.observations import Observations
+from swarmlet.manager.rebirth import is_reborn, rebirth, without_retired
 from swarmlet.model import (
     Cluster,
     ClusterId,
@@ -120,18 +123,42 @@ class Manager:
         self.store.attach(self.replica)
         self.term: Term | None = None
         self.founding: Founding | None = None
+        self._folder = state_dir / RAFT_FOLDER
         self._started = False
+        #: Why this manager takes no part, and what to do; "" while it does.
+        self.fault = ""
 
     # Life.
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Take part in Raft, and lead when elected, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.link.run, self.replica)
-            await nursery.start(self.replica.run)
-            self._started = True
+        """Take part in Raft, and lead when elected, until cancelled.
+
+        Without a log that can be trusted, or a disk to write it to, it does nothing instead: the
+        node does what it can without its manager, and says what is wrong.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.link.run, self.replica)
+                await nursery.start(self._run_replica)
+                self._started = True
+                task_status.started()
+                await self._lead_forever()
+        except* ManagerFault as faults:
+            self.fault = str(leaf_of(faults))
+        started, self._started = self._started, False
+        logger.error("manager takes no part reason=%s", self.fault)
+        if not started:
             task_status.started()
-            await self._lead_forever()
+        await trio.sleep_forever()
+
+    async def _run_replica(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self.replica.run(task_status=task_status)
+        except Exception as exc:
+            text = explain(exc, self._folder)
+            if text is None:
+                raise
+            raise ManagerFault(text) from exc
 
     async def _lead_forever(self) -> None:
         status = self.replica.status
@@ -150,6 +177,7 @@ class Manager:
                 await self.replica.read_index(timeout=CATCH_UP_PATIENCE)
                 if self.founding is not None and self.store.state.cluster is None:
                     await self._found(self.founding, status.term)
+                await self._be_reborn(status)
             except (ReadTimedOut, StoreNotLeader, OutcomeUnknown, ChangeConflict) as exc:
                 logger.warning("leadership not begun term=%d reason=%s", status.term, exc)
                 await trio.sleep(1.0)
@@ -230,6 +258,23 @@ class Manager:
         await self.store.propose(draft.change(term=term, at=now))
         logger.info("cluster founded node=%s", founding.node)
 
+    async def _be_reborn(self, status: ReplicaStatus) -> None:
+        """If this server was recovered from a lost quorum: tell the state, once."""
+        epoch = self._view_in(status.configuration.context_of(self.replica.server)).epoch
+        state = self.store.state
+        if state.cluster is None or is_reborn(state.cluster, epoch):
+            return
+        now = time.time()
+        server = self.replica.server
+        draft = rebirth(state, own=self._node, server=server, epoch=epoch, at=now)
+        await self.store.propose(draft.change(term=status.term, at=now))
+        logger.warning("cluster recovered by this manager alone epoch=%x", epoch)
+
+    @property
+    def status(self) -> ReplicaStatus | None:
+        """How Raft stands; None while this manager takes no part in it."""
+        return self.replica.status if self._started else None
+
     async def stop(self) -> None:
         """Hand leadership over, so that a planned stop costs no election timeout."""
         if self._started and self.replica.status.leads:
@@ -245,8 +290,10 @@ class Manager:
         told = ("", "")
         while True:
             index, status = self.store.state.index, self.replica.status
+            state = self.store.state
+            retired = state.cluster.retired_servers if state.cluster is not None else ()
             change = next_change(
-                self.store.state.nodes,
+                without_retired(state.nodes, retired),
                 status.configuration.all_voters(),
                 status.learners,
                 own_server=self.replica.server,
@@ -316,13 +363,18 @@ class Manager:
                 return ManagerView(
                     node=node.id, address=facts.address, port=facts.port, raft_server=server
                 )
-        context = self.replica.status.configuration.context_of(server) if self._started else None
-        if not context:
+        if not self._started:
             return None
-        try:
-            return unpack_untrusted(ManagerView, context)
-        except BadMessage:
-            return None
+        found = self._view_in(self.replica.status.configuration.context_of(server))
+        return found if found.address else None
+
+    @staticmethod
+    def _view_in(context: bytes | None) -> ManagerView:
+        """Return what a server's context in Raft's configuration says of it."""
+        if context:
+            with suppress(BadMessage):
+                return unpack_untrusted(ManagerView, context)
+        return ManagerView(node=NodeId(""), address="", port=0)
 
     def _server_of(self, node: NodeId) -> ServerId | None:
         row = self.store.state.nodes.get(node)

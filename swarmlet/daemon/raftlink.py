@@ -76,6 +76,7 @@ class RaftLink:
                 await trio.sleep_forever()
         finally:
             self._nursery = None
+            self._replica = None
 
     # What Raft calls.
 

@@ -35,7 +35,7 @@ from swarmlet.manager.liveness import (
     Suspected,
     Tick,
 )
-from swarmlet.model import Node, NodeFacts, NodeId, Table
+from swarmlet.model import Cluster, Node, NodeFacts, NodeId, Table
 from swarmlet.session import (
     ITEMS_MAX,
     PROTOCOL,
@@ -92,7 +92,7 @@ class Session:
     def poke(self) -> None:
         self.poked.set()
 
-    async def tell(self, items: Items, *, epoch: int, index: int) -> None:
+    async def tell(self, items: Items, *, cluster: Cluster | None, index: int) -> None:
         """Send what changed since it was last told; all of it the first time."""
         full = self._sequence == 0
         puts, removes = difference(self._told, items)
@@ -105,12 +105,13 @@ class Session:
             self._sequence += 1
             assign = Assign(
                 sequence=self._sequence,
-                epoch=epoch,
+                epoch=cluster.epoch if cluster is not None else 0,
                 index=index,
                 full=full,
                 done=not left,
                 puts=tuple(Item(key.kind, key.id, body) for key, body in first),
                 removes=tuple(removes),
+                past_epochs=cluster.past_epochs if cluster is not None else (),
             )
             await self.stream.send(assign)
             if not left:
@@ -298,9 +299,8 @@ class Dispatcher:
             session.poked = trio.Event()
             if self._assignments is not None:
                 cluster = self._leadership.store.state.cluster
-                epoch = cluster.epoch if cluster is not None else 0
                 items = self._assignments.of(session.node)
-                await session.tell(items, epoch=epoch, index=self._index)
+                await session.tell(items, cluster=cluster, index=self._index)
             await session.poked.wait()
 
     async def _record_facts(self, node: NodeId, facts: NodeFacts) -> None:

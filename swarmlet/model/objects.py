@@ -76,6 +76,10 @@ class Cluster:
     updated_at: float = 0.0
     gossip_step_at: float = 0.0  # when the latest step of a change of keys was made
     gossip_revoked: int = 0  # keys of epochs below it are known to somebody who was removed
+    #: Epochs that ended with a recovery: what was good under them is good under this one.
+    past_epochs: tuple[int, ...] = ()
+    #: Raft servers that a recovery left behind: their logs may hold another history.
+    retired_servers: tuple[int, ...] = ()
 
 
 class NodeState(enum.StrEnum):

@@ -17,6 +17,7 @@ from swarmlet.api.upstream import Upstream
 from swarmlet.model import NodeId
 from tests.api.fake import H1, NAMES, Fake
 from tests.api.neighbours import give_neighbourhood
+from tests.api.recovering import give_recovery
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Api:
 async def open_api(folder: Path) -> AsyncIterator[Api]:
     fake = Fake(folder)
     give_neighbourhood(fake)
+    give_recovery(fake)
     await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery
@@ -93,6 +95,7 @@ async def open_sockets(folder: Path) -> AsyncIterator[tuple[Fake, dict[NodeId, P
     """The API of every node of a fake cluster, each on its own Unix socket."""
     fake = Fake(folder)
     give_neighbourhood(fake)
+    give_recovery(fake)
     await fake.open()
     async with trio.open_nursery() as nursery:
         fake.nursery = nursery

@@ -93,7 +93,13 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
         for right in Right
     }
     assert by_right[Right.PUBLIC] == ["GET /_ping", "GET /version"]
-    assert by_right[Right.HOST] == ["POST /swarm/init", "POST /swarm/join", "POST /swarm/leave"]
+    assert by_right[Right.HOST] == [
+        "GET /swarmlet/recovery",
+        "POST /swarm/init",
+        "POST /swarm/join",
+        "POST /swarm/leave",
+        "POST /swarmlet/recovery",
+    ]
     assert by_right[Right.READ] == [
         "GET /nodes",
         "GET /nodes/{id}",
