@@ -28,6 +28,7 @@ from swarmlet.model import (
     OfflinePolicy,
     Replicated,
     RestartCondition,
+    RestartPolicy,
     Service,
     Task,
     TaskState,
@@ -37,6 +38,10 @@ from swarmlet.state import by_service
 
 #: Longest wait before a failing task is tried again, unless its own delay is longer.
 RESTART_DELAY_MAX = 300.0
+#: Seconds after which a task has held: what makes it fail then is no loop to slow down.
+HELD_AFTER = 300.0
+#: Times that a task is tried again at once when a node rejected it: another one may take it.
+TRIES_ELSEWHERE = 2
 #: How long a replacement waits for the old task of its slot to stop, beyond its grace.
 OLD_TASK_TIMEOUT = 60.0
 
@@ -216,14 +221,29 @@ def _start_again(view: View, service: Service, tasks: list[Task], new: NewTask) 
     if policy.condition is RestartCondition.ON_FAILURE and not failed:
         return Decisions()
     attempt = last.attempt + 1
-    if policy.window and last.updated_at - last.created_at > policy.window:
+    held = last.updated_at - last.created_at
+    if policy.window and held > policy.window:
         attempt = 1  # it held long enough: the count begins anew
     if policy.max_attempts and attempt > policy.max_attempts:
         return Decisions()
-    delay = policy.delay * 2 ** min(attempt - 1, 10)
-    not_before = last.updated_at + min(delay, max(policy.delay, RESTART_DELAY_MAX))
+    rejected = last.outcome.state is TaskState.REJECTED
+    tries = 1 if held > HELD_AFTER and not rejected else attempt
+    not_before = last.updated_at + _delay(policy, tries - TRIES_ELSEWHERE * rejected)
+    if rejected and view.now < not_before:
+        # The next one would be made READY while it waits, and rejected as fast.
+        decisions = Decisions()
+        decisions.wake(not_before)
+        return decisions
     again = dataclasses.replace(new, desired=Desired.READY, not_before=not_before, attempt=attempt)
     return Decisions([again])
+
+
+def _delay(policy: RestartPolicy, tries: int) -> float:
+    """Seconds until the next of so many tries, longer each time."""
+    if tries < 1:
+        return 0.0
+    delay = policy.delay * 2.0 ** min(tries - 1, 10)
+    return min(delay, max(policy.delay, RESTART_DELAY_MAX))
 
 
 def _promote(view: View, service: Service, tasks: list[Task]) -> Decisions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 from swarmlet.model import (
     Availability,
@@ -193,6 +194,34 @@ def test_a_failing_task_is_tried_again_later_and_later() -> None:
     assert attempts == sorted(attempts)
     waits = [task.not_before - task.created_at for task in world.tasks(web)][1:]
     assert waits == sorted(waits)
+
+
+def test_a_task_that_nodes_reject_goes_to_another_at_once_and_then_waits() -> None:
+    world = World(2)
+    web = world.add_service(service_spec(replicas=1))
+    rejected: list[float] = []
+    for _ in range(60):
+        world.tick(1)
+        for task in world.tasks(web):
+            if task.outcome is None and task.node:
+                rejected.append(world.now)
+                world.observe(task.id, TaskState.REJECTED, error="no such mount")
+    waits = [after - before for before, after in itertools.pairwise(rejected)]
+    assert waits[:2] == [1, 1]
+    assert waits[2] >= 5
+    assert waits[3] >= 2 * 5
+    assert len(rejected) <= 6
+
+
+def test_a_task_that_held_is_tried_again_as_if_for_the_first_time() -> None:
+    world = World(1)
+    web = world.add_service(service_spec(replicas=1))
+    for _ in range(5):
+        world.tick(400)
+        (task,) = world.running(web)
+        world.fail(task.id)
+    world.tick(8)
+    assert world.running(web)
 
 
 def test_max_attempts_ends_the_tries() -> None:
