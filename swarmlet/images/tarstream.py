@@ -273,14 +273,19 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
 
 
 def _check_sum(header: bytes) -> None:
-    announced = _number(header[148:156], "checksum")
+    try:
+        announced = _number(header[148:156], "checksum")
+    except BadLayer:
+        raise BadLayer(
+            "no tar header where one is due: this is no tar archive, or it is damaged"
+        ) from None
     # The field itself counts as eight spaces.
     if sum(header) - sum(header[148:156]) + 8 * 0x20 == announced:
         return
     # Some old archivers added up signed bytes.
     blanked = header[:148] + b" " * 8 + header[156:]
     if sum(struct.unpack("512b", blanked)) != announced:
-        raise BadLayer("a header with a wrong checksum: this is no tar, or it is damaged")
+        raise BadLayer("a header with a wrong checksum: this is no tar archive, or it is damaged")
 
 
 def _number(raw: bytes, what: str) -> int:

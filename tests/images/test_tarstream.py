@@ -129,7 +129,7 @@ def header(**fields: bytes) -> bytearray:
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"x" * 512, "checksum"),
+        (b"x" * 512, "this is no tar archive"),
         (b"x" * 100, "middle of a header"),
         (header(size=b"\xff" * 12), "negative size"),
         (header(size=b"\x80" + b"\xff" * 11), "a size of"),
