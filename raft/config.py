@@ -68,12 +68,16 @@ class Config:
     reads_max: int = 10_000
     #: A snapshot about which nobody reports for so many heartbeats is taken for lost (60 s).
     snapshot_ticks_max: int = 600
+    #: What a snapshot that is sent may take of the link, whatever else is on it: a quarter of a
+    #: gigabit.
+    snapshot_bytes_per_second: int = 32 << 20
     compat: Compat | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.heartbeat_ticks < self.election_ticks
         assert self.in_flight_messages_max > 0
         assert self.in_flight_bytes_max >= self.message_bytes_max
+        assert self.snapshot_bytes_per_second > 0
         assert self.check_quorum or not self.lease_reads, "lease reads need check_quorum"
 
 
@@ -82,6 +86,17 @@ class Config:
 LAN = Config(heartbeat_ticks=3, snapshot_ticks_max=200)
 #: Small boxes with slow cards: fewer wake-ups still, and the patience that an fsync of half a
 #: second needs.
-EDGE = Config(tick=0.25, heartbeat_ticks=2, snapshot_ticks_max=120, message_bytes_max=256 << 10)
+EDGE = Config(
+    tick=0.25,
+    heartbeat_ticks=2,
+    snapshot_ticks_max=120,
+    message_bytes_max=256 << 10,
+    snapshot_bytes_per_second=3 << 20,
+)
 #: Voters in several places: three times the patience, small messages on slow links.
-WAN = Config(tick=0.3, snapshot_ticks_max=200, message_bytes_max=64 << 10)
+WAN = Config(
+    tick=0.3,
+    snapshot_ticks_max=200,
+    message_bytes_max=64 << 10,
+    snapshot_bytes_per_second=3 << 20,
+)

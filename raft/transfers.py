@@ -67,13 +67,20 @@ class Transfers:
         self._to_send, self._sending = trio.open_memory_channel[tuple[ServerId, InstallSnapshot]](
             SEND_QUEUE_MAX
         )
+        self._under_way: set[ServerId] = set()
         self._receiving = False
 
     # Snapshots that go out.
     def queue(self, to: ServerId, install: InstallSnapshot) -> None:
-        """Send the file behind *install* soon, and report how that went."""
+        """Send the file behind *install* soon, and report how that went.
+
+        One at a time to each server: on a slow link the core asks again before the first arrived.
+        """
+        if to in self._under_way:
+            return
         try:
             self._to_send.send_nowait((to, install))
+            self._under_way.add(to)
         except trio.WouldBlock:
             self._call(partial(self._core.report_snapshot, to, delivered=False))
 
@@ -82,6 +89,7 @@ class Transfers:
         while True:
             to, install = await self._sending.receive()
             delivered = await self._send(to, install)
+            self._under_way.discard(to)
             self._call(partial(self._core.report_snapshot, to, delivered=delivered))
 
     async def _send(self, to: ServerId, install: InstallSnapshot) -> bool:
@@ -91,7 +99,9 @@ class Transfers:
             try:
                 file = await self._offload(self._snapshots.open, name)
                 header = file.header(install.term)
-                async with aclosing(_chunks(file)) as chunks:
+                async with aclosing(
+                    _chunks(file, self._core.config.snapshot_bytes_per_second)
+                ) as chunks:
                     await self._transport.send_snapshot(to, header, chunks)
             except SnapshotDamaged as damage:
                 logger.error("snapshot damaged %s", damage)
@@ -159,9 +169,14 @@ class Transfers:
         return taken
 
 
-async def _chunks(file: SnapshotFile) -> AsyncGenerator[bytes, None]:
+async def _chunks(file: SnapshotFile, bytes_per_second: int) -> AsyncGenerator[bytes, None]:
+    """Give the chunks one by one, no faster than so many bytes a second."""
+    began, given = trio.current_time(), 0
     for position in range(file.chunk_count):
-        yield file.chunk(position)
+        chunk = file.chunk(position)
+        await trio.sleep_until(began + given / bytes_per_second)
+        given += len(chunk)
+        yield chunk
 
 
 async def _write(

@@ -57,6 +57,7 @@ class Wires:
         self.messages: dict[str, int] = {}
         self.nursery: trio.Nursery
         self.snapshots_fail = 0
+        self.snapshots = 0
 
     def isolate(self, server: ServerId) -> None:
         for other in self.replicas:
@@ -90,6 +91,7 @@ class Wire:
         self, to: ServerId, header: SnapshotHeader, chunks: AsyncIterator[bytes]
     ) -> None:
         await trio.sleep(LATENCY)
+        self._wires.snapshots += 1
         if self._wires.snapshots_fail:
             self._wires.snapshots_fail -= 1
             raise ConnectionResetError("the stream broke")

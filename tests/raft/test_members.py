@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -58,6 +60,23 @@ async def test_a_late_server_gets_a_snapshot(autojump_clock: MockClock) -> None:
         await member.start()
         await c.settled()
         assert member.machine.commands == [*big, b"more"]
+
+
+async def test_a_snapshot_takes_no_more_of_the_link_than_its_share(
+    autojump_clock: MockClock,
+) -> None:
+    """So slow here that the core asks for it again and again: it is sent once all the same."""
+    config = Config(snapshot_bytes_per_second=5_000, snapshot_ticks_max=20)
+    async with cluster(1, snapshot_entries=10, config=config) as c:
+        rng = random.Random(1)
+        big = [rng.randbytes(5_000).hex().encode() for _ in range(40)]
+        for command in big:
+            await c.propose(command)
+        started = trio.current_time()
+        await c.join(promote=False)
+        await c.settled()
+        assert 20 < trio.current_time() - started < 80
+        assert c.wires.snapshots == 1
 
 
 async def test_a_snapshot_that_does_not_arrive_is_sent_again(autojump_clock: MockClock) -> None:
