@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swarmlet.agent.local.errors import LocalError
+from swarmlet.agent.local.errors import LocalError, NoSuch
 from swarmlet.api.backend import LocalNode
 from swarmlet.api.containers import around_of, sizes_of, write_found_row
 from swarmlet.api.exchange import Answer, ApiError, json_response
@@ -99,7 +99,13 @@ async def prune_builds(call: Call) -> Answer:
     return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
+async def inspect_plugin(call: Call) -> Answer:
+    """Where Docker's client looks last for what `inspect` names."""
+    raise NoSuch("plugin", call.params["name"])
+
+
 ROUTES = (
+    Route("GET", "/plugins/{name}/json", inspect_plugin, Right.NODE),
     Route("GET", "/system/df", disk_usage, Right.NODE),
     Route("POST", "/containers/prune", prune_containers, Right.NODE),
     Route("POST", "/images/prune", prune_images, Right.NODE),

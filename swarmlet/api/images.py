@@ -318,7 +318,17 @@ def _named(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(":")[0], pattern)
 
 
+async def push_image(call: Call) -> Answer:
+    raise ApiError(501, "pushing to a registry is not built yet; `image save` writes an archive")
+
+
+async def search_images(call: Call) -> Answer:
+    raise ApiError(501, "searching a registry is not built; name the image as its registry does")
+
+
 ROUTES = (
+    Route("GET", "/images/search", search_images, Right.NODE),
+    Route("POST", "/images/{name...}/push", push_image, Right.NODE),
     Route("GET", "/images/json", list_images, Right.NODE),
     Route("POST", "/images/load", load_images, Right.NODE),
     Route("POST", "/images/create", create_image, Right.NODE),

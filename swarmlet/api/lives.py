@@ -20,7 +20,7 @@ from swarmlet.api.remote import on_any_node
 from swarmlet.api.rights import Right
 from swarmlet.api.router import Call, Route
 from swarmlet.images.errors import ImageNotFound
-from swarmlet.runtime.spec import signal_number
+from swarmlet.runtime.spec import SpecError, signal_number
 
 #: Longest that `stop` may wait for a container: more is for ever.
 GRACE_MAX = 100_000_000
@@ -89,17 +89,24 @@ def _end(call: Call) -> tuple[str, float | None]:
     query = call.request.query
     signal = query.text("signal")
     if signal:
-        signal_number(signal)
+        _check_signal(signal)
     seconds = query.number("t", 0)
     if not query.text("t"):
         return signal, None
     return signal, float("inf") if seconds < 0 else float(min(seconds, GRACE_MAX))
 
 
+def _check_signal(text: str) -> None:
+    try:
+        signal_number(text)
+    except SpecError:
+        raise ApiError(400, f"invalid signal: {text[:40]}") from None
+
+
 async def kill_container(call: Call) -> Answer:
     found = find_container(call.node, call.params["id"])
     signal = call.request.query.text("signal") or "SIGKILL"
-    signal_number(signal)
+    _check_signal(signal)
     if not found.runs:
         name = call.params["id"]
         raise ApiError(409, f"cannot kill container: {name}: container {found.id} is not running")

@@ -6,7 +6,6 @@ import json
 import os
 import time
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import trio
@@ -95,7 +94,7 @@ async def _ask_ps(asked: str, pids: set[int]) -> tuple[list[str], list[list[str]
     with trio.move_on_after(PS_SECONDS):
         try:
             done = await trio.run_process(
-                ["ps", *words], capture_stdout=True, capture_stderr=True, stdin=PIPE, check=False
+                ["ps", *words], capture_stdout=True, capture_stderr=True, check=False
             )
         except OSError as exc:
             raise ApiError(

@@ -35,6 +35,7 @@ COLUMNS = (
     ("NAMES", "Names"),
 )
 COMMAND_CHARACTERS = 20
+CREATED_AT = "%Y-%m-%d %H:%M:%S +0000 UTC"
 
 
 @click.command(cls=Command)
@@ -80,7 +81,7 @@ def _row(document: dict[str, Any], no_trunc: bool) -> dict[str, str]:
         "ID": short_id(document["Id"], no_trunc),
         "Image": short_image(document["Image"], no_trunc),
         "Command": f'"{command}"',
-        "CreatedAt": f"{datetime.fromtimestamp(document['Created'], UTC)} UTC",
+        "CreatedAt": datetime.fromtimestamp(document["Created"], UTC).strftime(CREATED_AT),
         "RunningFor": ago(document["Created"], time.time()),
         "State": document["State"],
         "Status": document["Status"],

@@ -224,6 +224,8 @@ def read_limits(options: Mapping[str, Any], flags: tuple[Flag, ...] = LIMITS) ->
 
 def create_body(options: Mapping[str, Any], image: str, command: tuple[str, ...]) -> dict[str, Any]:
     """The body of `POST /containers/create`. Raises Failure, click.UsageError."""
+    if options["rm"] and (options["restart"] or {}).get("Name", "no") != "no":
+        raise click.UsageError("conflicting options: cannot specify both --restart and --rm")
     checks = tuple(flag for flag in PROCESS if flag.flags[0].startswith("--health-"))
     plain = tuple(flag for flag in PROCESS if flag not in checks)
     streams = _streams(options)

@@ -35,6 +35,15 @@ COLUMNS = (
     ("CREATED", "CreatedSince"),
     ("SIZE", "Size"),
 )
+HISTORY_COLUMNS = (
+    ("IMAGE", "ID"),
+    ("CREATED", "CreatedSince"),
+    ("CREATED BY", "CreatedBy"),
+    ("SIZE", "Size"),
+    ("COMMENT", "Comment"),
+)
+#: Characters of an instruction.
+CREATED_BY = 45
 DIGEST_COLUMNS = (*COLUMNS[:2], ("DIGEST", "Digest"), *COLUMNS[2:])
 
 
@@ -220,6 +229,27 @@ def inspect(app: App, images: tuple[str, ...], format_: str) -> None:
     finally:
         if found:
             show_documents(found, format_)
+
+
+@image.command(cls=Command)
+@format_option
+@quiet_option
+@no_trunc_option
+@click.argument("name", metavar="IMAGE")
+@pass_app
+def history(app: App, name: str, format_: str, quiet: bool, no_trunc: bool) -> None:
+    """Show how an image was made."""
+    rows = [
+        {
+            "ID": short_id(row["Id"], no_trunc),
+            "CreatedSince": ago(row["Created"], time.time()),
+            "CreatedBy": row["CreatedBy"] if no_trunc else row["CreatedBy"][:CREATED_BY],
+            "Size": human_size(row["Size"]),
+            "Comment": row["Comment"],
+        }
+        for row in app.client.get(f"/images/{name}/history")
+    ]
+    show(rows, HISTORY_COLUMNS, format_, quiet=quiet)
 
 
 @image.command(cls=Command)

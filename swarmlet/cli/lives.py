@@ -10,7 +10,6 @@ import click
 from swarmlet.cli.base import (
     App,
     Command,
-    Failure,
     Parsed,
     for_each,
     pass_app,
@@ -133,7 +132,9 @@ def rm(app: App, containers: tuple[str, ...], force: bool, volumes: bool) -> Non
         except Refused as exc:
             if not (force and exc.status == 404):
                 raise
-            raise Failure(str(exc)) from None
+            # As Docker: with --force the container is not there, as it should be.
+            click.echo(f"swarmlet: {exc}", err=True)
+            return
         emit(name)
 
     for_each(containers, act)

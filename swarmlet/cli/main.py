@@ -82,7 +82,7 @@ SHORT = {
     "events": (f"{_LOOK}:events", ""),
     "images": (f"{_IMAGE}:ls", ""),
     "rmi": (f"{_IMAGE}:rm", ""),
-    **{name: (f"{_IMAGE}:{name}", "") for name in ("load", "pull", "save", "tag")},
+    **{name: (f"{_IMAGE}:{name}", "") for name in ("history", "load", "pull", "save", "tag")},
     "import": (f"{_IMAGE}:import_", ""),
 }
 

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from swarmlet.cli.base import App, Failure
 
 
+def with_tag(name: str) -> str:
+    """A name without tag and digest means the latest."""
+    has_one = "@" in name or ":" in name.rpartition("/")[2]
+    return name if has_one else f"{name}:latest"
+
+
 def pull(app: App, name: str, *, quiet: bool, out: Callable[[str], None]) -> None:
     """Raises Failure, ClientError."""
-    if "@" not in name and ":" not in name.rpartition("/")[2]:
-        name = f"{name}:latest"
-    rest = b""
+    name, rest = with_tag(name), b""
     for piece in app.client.stream("POST", "/images/create", query={"fromImage": name}):
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:

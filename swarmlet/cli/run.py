@@ -28,7 +28,7 @@ from swarmlet.cli.duplex import (
 )
 from swarmlet.cli.output import emit
 from swarmlet.cli.parsing import parse_keys
-from swarmlet.cli.pulling import pull
+from swarmlet.cli.pulling import pull, with_tag
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,7 +55,10 @@ def _sig_proxy_option(function: F) -> F:
 @pass_app
 def create(app: App, image: str, command: tuple[str, ...], **options: Any) -> None:
     """Make a container, which is not started, and print its id."""
-    emit(_create(app, image, command, options))
+    try:
+        emit(_create(app, image, command, options))
+    except Failure as exc:
+        raise Failure(str(exc)) from None  # 125 is of `run`
 
 
 @click.command(cls=Command, context_settings=CONTEXT)
@@ -125,7 +128,7 @@ def _create(app: App, image: str, command: tuple[str, ...], options: dict[str, A
         except Refused as exc:
             if exc.status != 404 or options["pull"] == "never" or "No such image" not in str(exc):
                 raise
-            progress(f"Unable to find image {image!r} locally")
+            progress(f"Unable to find image {with_tag(image)!r} locally")
             pull(app, image, quiet=options["quiet"], out=progress)
             answer = app.client.call("POST", "/containers/create", body, query=query)
     except (ClientError, Failure) as exc:

@@ -3,9 +3,11 @@
     {{.ID}} {{.Spec.Name}} {{$.Name}}      fields; of a list or map also {{index .Labels "a"}}
     {{json .}} {{upper .Name}} {{lower .}} {{title .}} {{len .}} {{join .Args " "}}
     {{println .}} {{print .}} {{truncate .ID 4}} {{split .Name "."}} {{eq .Role "manager"}}
+    {{printf "%s:%d" .Name .Count}}; and, or, not, ne, lt, le, gt, ge
     {{.Name | upper | json}}               pipes
-    {{range .Args}}...{{else}}...{{end}}   {{if .Error}}...{{else}}...{{end}}
-    {{with .Spec}}...{{end}}
+    {{range .Args}}...{{else}}...{{end}}   {{if .Error}}...{{else if .Name}}...{{end}}
+    {{with .Spec}}...{{end}}               {{range $key, $value := .Labels}}...{{end}}
+    {{(index .Ports "80/tcp").HostPort}}   parentheses
     {{- ... -}}                            trims the white space beside it
 
 What is not in this list raises TemplateError, as does a field that does not exist in a row.
@@ -39,27 +41,33 @@ class Block:
     """if, range or with."""
 
     keyword: str
+    names: tuple[str, ...]  # variables that it sets: an item's, or its key's and its own
     pipe: Pipe
     body: tuple[Part, ...]
     otherwise: tuple[Part, ...]
 
 
 Part: TypeAlias = Text | Show | Block
-#: A word of an action: a literal, or a path into "." or "$".
+#: A word of an action: a literal, a path into "." or a variable, or a pipe and a path into that.
 Operand: TypeAlias = tuple[str, Any]
 Pipe: TypeAlias = tuple[tuple[Operand, ...], ...]
+#: Variables by name; "" is the whole, which a template calls $.
+Scope: TypeAlias = Mapping[str, Any]
 
 ACTION = re.compile(r"\{\{(-(?=\s))?(.*?)((?<=\s)-)?\}\}", re.DOTALL)
 WORD = re.compile(
     r"""\s*(?:
         (?P<text>"(?:[^"\\]|\\.)*"|`[^`]*`)
       | (?P<number>-?\d+)
-      | (?P<path>\$?(?:\.\w+)+|\$|\.)
+      | (?P<path>\$\w*(?:\.\w+)*|(?:\.\w+)+|\.)
       | (?P<name>\w+)
       | (?P<pipe>\|)
+      | (?P<open>\()
+      | \)(?P<close>(?:\.\w+)*)
     )\s*""",
     re.VERBOSE,
 )
+SETS = re.compile(r"\s*\$(\w+)(?:\s*,\s*\$(\w+))?\s*:=")
 ESCAPES = {"\\t": "\t", "\\n": "\n"}
 #: Deeper than anybody nests by hand.
 DEPTH_MAX = 20
@@ -78,7 +86,7 @@ class Template:
 
     def render(self, value: Any) -> str:
         """Raises TemplateError for a field that *value* does not have."""
-        return _render(self._parts, value, value)
+        return _render(self._parts, value, {"": value})
 
     def _parse(self, depth: int) -> tuple[tuple[Part, ...], str]:
         """Parse up to an `end` or `else`, which is returned, or to the end of the text."""
@@ -92,19 +100,31 @@ class Template:
                 parts.append(token)
                 continue
             keyword, _, rest = token.partition(" ")
-            if token in ("end", "else"):
+            if token in ("end", "else") or keyword == "else":
                 return tuple(parts), token
             if keyword in ("if", "range", "with"):
-                body, ending = self._parse(depth + 1)
-                otherwise: tuple[Part, ...] = ()
-                if ending == "else":
-                    otherwise, ending = self._parse(depth + 1)
-                if ending != "end":
-                    raise TemplateError(f"{{{{{keyword}}}}} has no {{{{end}}}}")
-                parts.append(Block(keyword, _parse_pipe(rest), body, otherwise))
+                parts.append(self._parse_block(keyword, rest, depth))
             else:
                 parts.append(Show(_parse_pipe(token)))
         return tuple(parts), ""
+
+    def _parse_block(self, keyword: str, rest: str, depth: int) -> Block:
+        names: tuple[str, ...] = ()
+        if (match := SETS.match(rest)) is not None:
+            names = tuple(name for name in match.groups() if name)
+            rest = rest[match.end() :]
+        pipe = _parse_pipe(rest)
+        body, ending = self._parse(depth + 1)
+        otherwise: tuple[Part, ...] = ()
+        if ending == "else":
+            otherwise, ending = self._parse(depth + 1)
+        elif ending.startswith("else if "):
+            # It ends with the same {{end}}.
+            otherwise = (self._parse_block("if", ending.removeprefix("else if "), depth + 1),)
+            ending = "end"
+        if ending != "end":
+            raise TemplateError(f"{{{{{keyword}}}}} has no {{{{end}}}}")
+        return Block(keyword, names, pipe, body, otherwise)
 
 
 def _tokenize(text: str) -> list[Text | str]:
@@ -124,25 +144,38 @@ def _tokenize(text: str) -> list[Text | str]:
 
 
 def _parse_pipe(text: str) -> Pipe:
+    pipe, position, _ = _parse_commands(text, 0, 0)
+    if position < len(text):
+        raise TemplateError(f"{{{{{text}}}}} has a ) too many")
+    return pipe
+
+
+def _parse_commands(text: str, position: int, depth: int) -> tuple[Pipe, int, str]:
+    """Up to the end or a closing parenthesis: the pipe, where it ended, the path behind that."""
+    if depth > DEPTH_MAX:
+        raise TemplateError("nested too deep")
     commands: list[list[Operand]] = [[]]
-    position = 0
-    while position < len(text):
+    path, closed = "", False
+    while position < len(text) and not closed:
         match = WORD.match(text, position)
         if match is None:
             raise TemplateError(f"{{{{{text}}}}} cannot be read at {text[position:]!r}")
         position = match.end()
         kind = str(match.lastgroup)
         word = match[kind]
-        if kind == "pipe":
+        if kind == "close":
+            if not depth:
+                raise TemplateError(f"{{{{{text}}}}} has a ) too many")
+            path, closed = word, True
+        elif kind == "open":
+            inner, position, behind = _parse_commands(text, position, depth + 1)
+            commands[-1].append(("inner", (inner, behind)))
+        elif kind == "pipe":
             commands.append([])
-        elif kind == "text":
-            commands[-1].append(("literal", _unquote(word)))
-        elif kind == "number":
-            commands[-1].append(("literal", int(word)))
-        elif kind == "name" and word in ("true", "false"):
-            commands[-1].append(("literal", word == "true"))
         else:
-            commands[-1].append((kind, word))
+            commands[-1].append(_operand(kind, word))
+    if depth and not closed:
+        raise TemplateError(f"{{{{{text}}}}} has a ( too many")
     if not all(commands):
         raise TemplateError(f"{{{{{text}}}}} is empty")
     for command in commands:
@@ -150,7 +183,17 @@ def _parse_pipe(text: str) -> Pipe:
             if kind == "name" and (index or word not in FUNCTIONS):
                 known = ", ".join(sorted(FUNCTIONS))
                 raise TemplateError(f"function {word!r} is not known; known are {known}")
-    return tuple(tuple(command) for command in commands)
+    return tuple(tuple(command) for command in commands), position, path
+
+
+def _operand(kind: str, word: str) -> Operand:
+    if kind == "text":
+        return "literal", _unquote(word)
+    if kind == "number":
+        return "literal", int(word)
+    if kind == "name" and word in ("true", "false"):
+        return "literal", word == "true"
+    return kind, word
 
 
 def _unquote(word: str) -> str:
@@ -159,56 +202,80 @@ def _unquote(word: str) -> str:
     return word[1:-1].replace('\\"', '"').replace("\\\\", "\\")
 
 
-def _render(parts: tuple[Part, ...], dot: Any, root: Any) -> str:
-    return "".join(_render_part(part, dot, root) for part in parts)
+def _render(parts: tuple[Part, ...], dot: Any, scope: Scope) -> str:
+    return "".join(_render_part(part, dot, scope) for part in parts)
 
 
-def _render_part(part: Part, dot: Any, root: Any) -> str:
+def _render_part(part: Part, dot: Any, scope: Scope) -> str:
     match part:
         case Text(text):
             return text
         case Show(pipe):
-            return _text(_evaluate(pipe, dot, root))
-        case Block("if", pipe, body, otherwise):
-            return _render(body if _evaluate(pipe, dot, root) else otherwise, dot, root)
-        case Block("with", pipe, body, otherwise):
-            value = _evaluate(pipe, dot, root)
-            return _render(body, value, root) if value else _render(otherwise, dot, root)
-        case Block(_, pipe, body, otherwise):
-            items = _evaluate(pipe, dot, root)
-            if isinstance(items, Mapping):
-                items = [items[key] for key in sorted(items)]
-            if not isinstance(items, list | tuple | type(None)):
-                raise TemplateError(f"range over {_text(items)[:40]!r}, which is no list")
+            return _text(_evaluate(pipe, dot, scope))
+        case Block("range", names, pipe, body, otherwise):
+            items = _items(_evaluate(pipe, dot, scope))
             if not items:
-                return _render(otherwise, dot, root)
-            return "".join(_render(body, item, root) for item in items)
+                return _render(otherwise, dot, scope)
+            return "".join(
+                _render(body, item, _set(scope, names, key, item)) for key, item in items
+            )
+        case Block(keyword, names, pipe, body, otherwise):
+            value = _evaluate(pipe, dot, scope)
+            scope = _set(scope, names[:1], None, value)
+            if not value:
+                return _render(otherwise, dot, scope)
+            return _render(body, value if keyword == "with" else dot, scope)
     raise AssertionError(part)
 
 
-def _evaluate(pipe: Pipe, dot: Any, root: Any) -> Any:
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    """What a range goes through, with keys or places."""
+    if isinstance(value, Mapping):
+        return [(key, value[key]) for key in sorted(value)]
+    if not isinstance(value, list | tuple | type(None)):
+        raise TemplateError(f"range over {_text(value)[:40]!r}, which is no list")
+    return list(enumerate(value or ()))
+
+
+def _set(scope: Scope, names: tuple[str, ...], key: Any, value: Any) -> Scope:
+    if not names:
+        return scope
+    return {**scope, **dict(zip(names, (value,) if len(names) == 1 else (key, value), strict=True))}
+
+
+def _evaluate(pipe: Pipe, dot: Any, scope: Scope) -> Any:
     values: list[Any] = []  # what the pipe hands to the next command, as its last argument
     for command in pipe:
         (kind, word), *rest = command
-        arguments = [_value(operand, dot, root) for operand in rest]
+        arguments = [_value(operand, dot, scope) for operand in rest]
         if kind == "name":
             try:
                 values = [FUNCTIONS[word](*arguments, *values)]
-            except (TypeError, ValueError, LookupError) as exc:
+            except (TypeError, ValueError, LookupError, AttributeError) as exc:
                 raise TemplateError(f"{word}: {exc}") from None
         elif arguments or values:
             raise TemplateError(f"{word!r} is no function and takes no argument")
         else:
-            values = [_value((kind, word), dot, root)]
+            values = [_value((kind, word), dot, scope)]
     return values[0]
 
 
-def _value(operand: Operand, dot: Any, root: Any) -> Any:
+def _value(operand: Operand, dot: Any, scope: Scope) -> Any:
     kind, word = operand
     if kind == "literal":
         return word
-    value = root if word.startswith("$") else dot
-    for name in word.lstrip("$").split("."):
+    if kind == "inner":
+        inner, path = word
+        value = _evaluate(inner, dot, scope)
+    else:
+        variable, path = "", word
+        if word.startswith("$"):
+            variable, dot_, rest = word[1:].partition(".")
+            path = f"{dot_}{rest}"
+            if variable not in scope:
+                raise TemplateError(f"there is no variable ${variable}")
+        value = scope[variable] if word.startswith("$") else dot
+    for name in path.split("."):
         if name:
             value = _field(value, name)
     return value
@@ -249,7 +316,35 @@ def _index(value: Any, *keys: Any) -> Any:
     return value
 
 
+def _first(*values: Any, wanted: bool) -> Any:
+    """The first that is true, or with *wanted* false the first that is not; else the last."""
+    return next((value for value in values if bool(value) is wanted), values[-1])
+
+
+def _printf(text: str, *values: Any) -> str:
+    """%s, %v, %d, %q and %%, with Go's widths."""
+    text = re.sub(r"%(-?\d*)v", r"%\1s", text)
+    shown = iter(values)
+
+    def place(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        value = next(shown, "")
+        if match[0].endswith("q"):
+            return json.dumps(_text(value), ensure_ascii=False)
+        return match[0] % (value if match[0].endswith("d") else _text(value))
+
+    return re.sub(r"%(?:%|-?\d{0,3}[sdq])", place, text)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "and": lambda *values: _first(*values, wanted=False),
+    "or": lambda *values: _first(*values, wanted=True),
+    "ge": lambda left, right: left >= right,
+    "gt": lambda left, right: left > right,
+    "le": lambda left, right: left <= right,
+    "lt": lambda left, right: left < right,
+    "printf": _printf,
     "eq": lambda left, *rights: any(left == right for right in rights),
     "index": _index,
     "join": lambda items, separator: separator.join(_text(item) for item in items),

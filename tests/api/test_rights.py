@@ -141,6 +141,7 @@ def test_every_route_has_the_right_that_its_method_and_resource_ask_for() -> Non
             "images",
             "info",
             "networks",
+            "plugins",
             "swarmlet",
             "system",
             "volumes",

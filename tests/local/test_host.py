@@ -25,6 +25,8 @@ async def test_top_and_stats_show_what_runs_and_what_it_uses(client: str) -> Non
         assert len(top.splitlines()) == 3
         pid = str((await b.inspect("busy"))["State"]["Pid"])
         assert pid in top.split()
+        assert "COMMAND" in await b.out("top", "busy", "-o", "pid,comm")
+        assert "Couldn't find PID" in await b.refused("top", "busy", "-o", "comm")
         await b.docker("create", "--name", "idle", "busybox", "true")
         assert "is not running" in await b.refused("top", "idle")
 
