@@ -27,6 +27,9 @@ async def show_gossip(call: Call) -> Answer:
 
 
 async def monitor(call: Call) -> Answer:
+    if not call.node.status.in_swarm:
+        raise ApiError(503, "This node is not part of a swarm: there is no gossip to follow.")
+
     async def produce(send: Send) -> None:
         async with call.node.neighbourhood.watch() as stream:
             async for news in stream:

@@ -93,11 +93,12 @@ class NodeNeighbourhood:
         async with self._node.neighbours.watch() as stream, trio.open_nursery() as nursery:
 
             async def translate() -> None:
-                async for news in stream:
-                    await send.send(self._news(news))
+                with send:
+                    async for news in stream:
+                        await send.send(self._news(news))
 
             nursery.start_soon(translate)
-            with send, receive:
+            with receive:
                 yield receive
             nursery.cancel_scope.cancel()
 

@@ -94,6 +94,7 @@ class Neighbours:
         self._config = LAN
         self._has_joined = False
         self._begun = trio.Event()
+        self._ended = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._without_daemon: set[NodeId] = set()  # dead for gossip, but the host answers
 
@@ -147,13 +148,16 @@ class Neighbours:
         """Gossip over *datagrams*, as soon as there are keys, until cancelled."""
         await self._begun.wait()
         assert self._gossip is not None
-        with self._gossip.subscribe() as transitions:
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                await nursery.start(self._gossip.run, datagrams)
-                nursery.start_soon(self._call_for_keys, self._gossip)
-                async for transition in transitions:
-                    self._on_transition(transition)
+        try:
+            with self._gossip.subscribe() as transitions:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    await nursery.start(self._gossip.run, datagrams)
+                    nursery.start_soon(self._call_for_keys, self._gossip)
+                    async for transition in transitions:
+                        self._on_transition(transition)
+        finally:
+            self._ended.set()
 
     async def _call_for_keys(self, gossip: Gossip) -> None:
         while True:
@@ -170,7 +174,7 @@ class Neighbours:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[trio.MemoryReceiveChannel[News]]:
-        """Yield a channel of all that gossip tells from now on, once it has begun."""
+        """Yield a channel of all that gossip tells from now on, once it has begun; to its end."""
         await self._begun.wait()
         assert self._gossip is not None
         send, receive = trio.open_memory_channel[News](0)
@@ -179,11 +183,18 @@ class Neighbours:
             async for one in news:
                 await send.send(one)
 
+        async def pass_all_on() -> None:
+            with send:
+                async with trio.open_nursery() as both:
+                    both.start_soon(pass_on, changes)
+                    both.start_soon(pass_on, events)
+                    await self._ended.wait()
+                    both.cancel_scope.cancel()
+
         with self._gossip.subscribe() as changes, self._gossip.subscribe_user_events() as events:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(pass_on, changes)
-                nursery.start_soon(pass_on, events)
-                with send, receive:
+                nursery.start_soon(pass_all_on)
+                with receive:
                     yield receive
                 nursery.cancel_scope.cancel()
 

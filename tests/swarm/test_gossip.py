@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.lab import Host, eventually
+from tests.lab.host import Running
 from tests.swarm.cluster import Swarm, swarm
 
 pytestmark = pytest.mark.level5
@@ -32,18 +33,20 @@ async def test_settings_and_keys_change_while_it_runs_and_everybody_hears_of_it(
 
         await h1.run("swarmlet", "update", "--rotate-gossip-key")
         await _wait_logged(h1, "gossip key switched epoch=2")
-        async with _monitored(h3) as news:
-            # Again until it has begun to listen; each comes once.
-            await eventually(
-                lambda: h1.run("swarmlet", "broadcast", "deploy", "release 7"),
-                until=lambda _: any("event deploy 'release 7' clock=" in line for line in news),
-            )
+        async with _monitored(h3) as (news, _):
+            await _heard(h1, news)
         await _wait_alive(s, 3)
 
         shown = (await h1.run("swarmlet", "node", "ls", "--rtt")).stdout.splitlines()
         assert shown[0].endswith("RTT")
         assert sum(line.endswith(" ms") for line in shown) == 2, "of all but itself"
-        await h2.run("swarmlet", "leave")
+        async with _monitored(h2) as (news, monitor):
+            await _heard(h1, news)
+            await h2.run("swarmlet", "leave")
+            with trio.fail_after(30):
+                assert await monitor.wait() == 0, "no gossip, no news"
+        refused = await h2.run("swarmlet", "monitor", check=False)
+        assert "not part of a swarm" in refused.stderr
         await _wait_state(h3, "h2", "left")
         # It knows the keys: two steps after another it knows them no more.
         await h1.run("swarmlet", "node", "rm", "--force", "h2")
@@ -84,9 +87,17 @@ async def _wait_logged(host: Host, text: str, *, within: float = 30.0) -> None:
     )
 
 
+async def _heard(speaker: Host, news: list[str]) -> None:
+    """Broadcast until one that listens has heard it: it may not have begun yet."""
+    await eventually(
+        lambda: speaker.run("swarmlet", "broadcast", "deploy", "release 7"),
+        until=lambda _: any("event deploy 'release 7' clock=" in line for line in news),
+    )
+
+
 @asynccontextmanager
-async def _monitored(host: Host) -> AsyncIterator[list[str]]:
-    """What `swarmlet monitor` on *host* has printed so far."""
+async def _monitored(host: Host) -> AsyncIterator[tuple[list[str], Running]]:
+    """What `swarmlet monitor` on *host* has printed so far, and its process."""
     process = await host.popen("swarmlet", "monitor", stdout=subprocess.PIPE)
     lines: list[str] = []
 
@@ -100,7 +111,7 @@ async def _monitored(host: Host) -> AsyncIterator[list[str]]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         try:
-            yield lines
+            yield lines, process
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
