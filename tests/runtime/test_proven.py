@@ -20,9 +20,12 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from swarmlet.runtime.cgroups import read_control
+from swarmlet.runtime.host import probe
 from swarmlet.runtime.spec import (
     ContainerSpec,
     File,
+    HugetlbLimit,
     IoLimit,
     Mount,
     Namespaces,
@@ -265,3 +268,23 @@ async def test_many_containers_at_once(lab: Lab) -> None:
             for number in range(AT_ONCE):
                 nursery.start_soon(lambda n=f"c{number}": supervisor.remove(n, force=True))
     assert host_picture(lab) == before
+
+
+async def test_huge_pages_are_limited(lab: Lab) -> None:
+    pages = HugetlbLimit(page_size="2MB", limit_bytes=4 << 20)
+    host = probe()
+    if "hugetlb" not in host.unified_controllers and host.hierarchy("hugetlb") is None:
+        pytest.skip("this kernel has no hugetlb controller")
+    async with lab.supervisor() as supervisor:
+        resources = Resources(hugetlb=(pages,))
+        await supervisor.create("c", lab.spec("sleep", "1000", resources=resources), start=True)
+        (limit,) = [
+            write.path
+            for write in supervisor.driver.limits("c", resources)
+            if "hugetlb" in write.path
+        ]
+        assert read_control(limit).strip() == str(4 << 20)
+        await supervisor.update("c", Resources())
+        assert read_control(limit).strip() == "max"
+        await supervisor.remove("c", force=True)
+    assert host_picture(lab)["cgroups"] == []
