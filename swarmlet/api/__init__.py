@@ -12,6 +12,8 @@ The life of a call
     services.py … one file a resource: look in the view, ask Control, write JSON
     logs.py       the logs of a service, from every node, merged by time
     execs.py      a process in a container, its streams over an upgraded connection
+    lives.py      what is done to containers; files.py cp, diff, export, commit; usage.py top, stats
+    disk.py       df and prune of this host; volumes.py its volumes
     convert_*.py  Docker's JSON to our records and back               (pure)
     backend.py    what is asked of the daemon: Protocols
 

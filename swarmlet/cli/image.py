@@ -24,6 +24,8 @@ from swarmlet.cli.base import (
     no_trunc_option,
     pass_app,
     quiet_option,
+    refused_flag,
+    refused_option,
 )
 from swarmlet.cli.output import ago, emit, human_size, short_id, show, show_documents
 from swarmlet.cli.pruning import prune_images
@@ -93,6 +95,7 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 @image.command("import", cls=Command)
 @click.option("-c", "--change", "changes", multiple=True, help="Such as 'CMD [\"/bin/sh\"]'.")
 @click.option("-m", "--message", default="", help="Comment in the image's history.")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("file", metavar="FILE|-")
 @click.argument("reference", metavar="[NAME[:TAG]]", default="")
 @pass_app
@@ -110,6 +113,9 @@ def import_(app: App, file: str, reference: str, changes: tuple[str, ...], messa
 
 @image.command(cls=Command)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but the name.")
+@refused_flag("-a", "--all-tags", reason="tags are fetched by name, one at a time")
+@refused_flag("--disable-content-trust", reason="content trust is not built: digests verify")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("name", metavar="NAME[:TAG|@DIGEST]")
 @pass_app
 def pull(app: App, name: str, quiet: bool) -> None:
@@ -133,6 +139,7 @@ def pull(app: App, name: str, quiet: bool) -> None:
 @click.option(
     "-i", "--input", "file", default="-", help="The archive; standard input if not given."
 )
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
 @click.argument("archive", metavar="[FILE]", default="")
 @pass_app
@@ -147,6 +154,7 @@ def load(app: App, file: str, archive: str, quiet: bool) -> None:
 
 @image.command(cls=Command)
 @click.option("-o", "--output", "file", default="-", help="Write to a file.")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @pass_app
 def save(app: App, images: tuple[str, ...], file: str) -> None:
@@ -172,6 +180,7 @@ def save(app: App, images: tuple[str, ...], file: str) -> None:
 @quiet_option
 @no_trunc_option
 @click.option("-a", "--all", "all_", is_flag=True, hidden=True)
+@refused_flag("--tree", reason="images of several platforms are not listed apart")
 @click.option("--digests", is_flag=True, help="Show digests.")
 @click.argument("name", metavar="[NAME]", default="")
 @pass_app
@@ -218,7 +227,8 @@ def _rows(document: dict[str, Any], no_trunc: bool) -> list[dict[str, str]]:
 
 
 @image.command(cls=Command)
-@click.option("--format", "format_", default="", help="json, or a template.")
+@click.option("-f", "--format", "format_", default="", help="json, or a template.")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @pass_app
 def inspect(app: App, images: tuple[str, ...], format_: str) -> None:
@@ -235,16 +245,18 @@ def inspect(app: App, images: tuple[str, ...], format_: str) -> None:
 @format_option
 @quiet_option
 @no_trunc_option
+@click.option("-H", "--human/--no-human", default=True, help="Sizes and times for people.")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("name", metavar="IMAGE")
 @pass_app
-def history(app: App, name: str, format_: str, quiet: bool, no_trunc: bool) -> None:
+def history(app: App, name: str, format_: str, quiet: bool, no_trunc: bool, human: bool) -> None:
     """Show how an image was made."""
     rows = [
         {
             "ID": short_id(row["Id"], no_trunc),
-            "CreatedSince": ago(row["Created"], time.time()),
+            "CreatedSince": ago(row["Created"], time.time()) if human else str(row["Created"]),
             "CreatedBy": row["CreatedBy"] if no_trunc else row["CreatedBy"][:CREATED_BY],
-            "Size": human_size(row["Size"]),
+            "Size": human_size(row["Size"]) if human else str(row["Size"]),
             "Comment": row["Comment"],
         }
         for row in app.client.get(f"/images/{name}/history")
@@ -263,6 +275,8 @@ def tag(app: App, source: str, target: str) -> None:
 
 @image.command(cls=Command)
 @click.option("-f", "--force", is_flag=True, help="Also one that is in use loses its names.")
+@refused_flag("--no-prune", reason="layers that no image needs are never kept")
+@refused_option("--platform", reason="a node keeps images for its own platform only")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @pass_app
 def rm(app: App, images: tuple[str, ...], force: bool) -> None:

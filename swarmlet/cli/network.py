@@ -47,6 +47,7 @@ def network() -> None:
 @click.option("--internal", is_flag=True, help="No way out of the network.")
 @click.option("--ingress", is_flag=True, help="Carries published ports; there is one at most.")
 @click.option("--scope", default="", hidden=True)
+@refused_flag("--ipv4", reason="every network is one of IPv4; leave it out")
 @refused_flag("--ipv6", reason="IPv6 inside a network is not built yet")
 @refused_flag("--config-only", reason="not built; give the options with the network itself")
 @refused_option("--config-from", reason="not built; give the options with the network itself")
@@ -113,7 +114,7 @@ def ls(app: App, filters: Any, format_: str, quiet: bool, no_trunc: bool) -> Non
 
 
 @network.command(cls=Command)
-@click.option("--format", "format_", default="", help="json, or a template.")
+@click.option("-f", "--format", "format_", default="", help="json, or a template.")
 @click.option("-v", "--verbose", is_flag=True, help="With its services and nodes.")
 @click.argument("networks", metavar="NETWORK...", nargs=-1, required=True)
 @pass_app
@@ -132,13 +133,20 @@ def inspect(app: App, networks: tuple[str, ...], format_: str, verbose: bool) ->
 
 
 @network.command(cls=Command)
+@click.option("-f", "--force", is_flag=True, help="No error for one that is not there.")
 @click.argument("networks", metavar="NETWORK...", nargs=-1, required=True)
 @pass_app
-def rm(app: App, networks: tuple[str, ...]) -> None:
-    """Remove networks that no service uses."""
+def rm(app: App, networks: tuple[str, ...], force: bool) -> None:
+    """Remove networks that no service and no container uses."""
+    from swarmlet.api.client import Refused
 
     def remove(name: str) -> None:
-        app.client.delete(f"/networks/{name}")
+        try:
+            app.client.delete(f"/networks/{name}")
+        except Refused as exc:
+            if not (force and exc.status == 404):
+                raise
+            return
         emit(name)
 
     for_each(networks, remove)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -16,10 +17,14 @@ from swarmlet.cli.base import (
     format_option,
     pass_app,
     quiet_option,
+    refused_flag,
+    refused_option,
 )
 from swarmlet.cli.output import emit, show, show_documents
 from swarmlet.cli.parsing import parse_pairs
 from swarmlet.cli.pruning import prune_volumes
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 COLUMNS = (("DRIVER", "Driver"), ("VOLUME NAME", "Name"))
 
@@ -29,11 +34,32 @@ def volume() -> None:
     """Manage the volumes of this node: folders that outlive containers."""
 
 
+CLUSTER_VOLUMES = "cluster volumes are not built; a volume is a folder of its node"
+
+
+def _refuse_cluster_volumes(function: F) -> F:
+    for name in (
+        "--availability",
+        "--group",
+        "--limit-bytes",
+        "--required-bytes",
+        "--scope",
+        "--secret",
+        "--sharing",
+        "--topology-preferred",
+        "--topology-required",
+        "--type",
+    ):
+        function = refused_option(name, reason=CLUSTER_VOLUMES)(function)
+    return function
+
+
 @volume.command(cls=Command)
 @click.option("-d", "--driver", default="", help="local is what there is.")
 @click.option("-o", "--opt", "options", multiple=True, help="An option of the driver.")
 @click.option("--label", "labels", multiple=True, help="key=value.")
 @click.option("--name", "named", default="", hidden=True)
+@_refuse_cluster_volumes
 @click.argument("name", metavar="[NAME]", default="")
 @pass_app
 def create(
@@ -61,6 +87,7 @@ def create(
 @filter_option
 @format_option
 @quiet_option
+@refused_flag("--cluster", reason=CLUSTER_VOLUMES)
 @pass_app
 def ls(app: App, filters: Any, format_: str, quiet: bool) -> None:
     """List the volumes of this node."""

@@ -9,14 +9,17 @@ The life of one container:
 1. The API turns Docker's JSON into a `ContainerConfig` (records.py) or refuses it by the field's
    name. `Engine.create` (engine.py) merges it with the image's own words, gives it an id and a
    name, makes its anonymous volumes, and leaves a `ContainerRecord` on the disk. No process yet.
-2. `start` (running.py) unpacks the image, fills new volumes from it (volumes.py, rootfs.py), gives
+2. `start` (starting.py) unpacks the image, fills new volumes from it (volumes.py, rootfs.py), gives
    it ports and a sandbox of the host's network (networks.py), writes a runtime spec (specs.py) and
    has the supervisor make it. Who attached before the start is given the streams first.
 3. Its one loop waits for the end, and lifecycle.py, which is pure, says what follows: another start
    after a pause, rest, or removal (`--rm`).
 4. After a restart of the daemon the loop takes over the process that is there; after a reboot the
    same function says which containers come back. No manager is asked for either.
-5. `remove` takes the record away last, so that a removal that was cut off is found and finished.
+5. Files go in and out as tar streams (archives.py, tarin.py, tarout.py), below the container's root
+   whatever it does meanwhile; changes.py says what differs from the image, commits.py makes a new
+   one of it. Archives carry the container's owners (owners.py).
+6. `remove` takes the record away last, so that a removal that was cut off is found and finished.
 
 Where things are, below the state folder:
 
