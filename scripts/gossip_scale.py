@@ -116,7 +116,7 @@ def table(results: dict[tuple[int, int], list[Found]]) -> str:
             cells = [cell(results.get((number, size), []), name) for size in sizes]
             lines.append(f"| {story.title}: {name} | " + " | ".join(cells) + " |")
     runs = ", ".join(f"{SEEDS[size]} of {size:,}" for size in sizes)
-    return "\n".join([*lines, "", f"Medians of runs from different seeds: {runs}."]) + "\n"
+    return "\n".join([*lines, "", f"Medians of runs from different seeds, at most {runs}."]) + "\n"
 
 
 def cell(runs: Iterable[Found], name: str) -> str:
