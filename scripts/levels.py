@@ -29,12 +29,13 @@ CHECKS = {
     "types": ["mypy"],
     "types of the lab": ["mypy", "--explicit-package-bases", "tests/lab", "scripts"],
 }
-#: level -> which tests, and after how many minutes a run of it counts as hung.
+#: level -> which tests, and after how many minutes a run of it counts as hung: several times
+#: what it takes on two idle cores.
 LEVELS = {
-    "1-2": ("not level3 and not level4 and not level5 and not level6", 5),
-    "3": ("level3", 6),
-    "4": ("level4", 8),
-    "5": ("level5", 12),
+    "1-2": ("not level3 and not level4 and not level5 and not level6", 10),
+    "3": ("level3", 10),
+    "4": ("level4", 15),
+    "5": ("level5", 20),
 }
 ABOUT = {
     "1-2": "rules, laws and golden scripts",
@@ -44,7 +45,7 @@ ABOUT = {
 }
 #: level -> processes that share its tests. Hosts of a lab mostly wait: for timeouts, for a grace
 #: period, for a boot. Level 4 shares one kernel's names, and is about its costs.
-PROCESSES = {"3": 2, "5": 3}
+PROCESSES = {"1-2": 2, "3": 2, "5": 3}
 #: Pytest's exit code for "no test was collected".
 NO_TESTS = 5
 
