@@ -18,7 +18,8 @@ The life of a command
         write and one sync, in a worker thread.
     4.  Followers do the same, and only then does their AppendReply leave. The leader's own
         acknowledgement waits for its own disk.
-    5.  A majority has it: the commit index moves, followers hear of it with the next append.
+    5.  A majority has it: the commit index moves, followers hear of it with the next append, or
+        after 5 ms if there is none.
     6.  The entry goes to the state machine, on every server, and the proposer gets the result
         of its command.
 
@@ -26,8 +27,9 @@ The files, from the inside out
     messages quorum membership progress reads log trace config   the vocabulary and its rules
     replication elections core                                   the core: pure, no clock, no I/O
     frames records                                               what the disk holds, as bytes
-    disk wal scan snapshots boot                                 the disk, for one worker thread
-    proposals appending applying offload telling driver replica  the shell, under Trio
+    disk wal scan snapshots boot repair                          the disk, for one worker thread
+    proposals appending applying transfers offload telling       the shell, under Trio, ...
+    driver replica                                               ... and what callers see of it
     machine                                                      what the outside must provide
 
 What always holds (paper, figure 3), and where it is made so

@@ -50,7 +50,7 @@ async def rage(options: argparse.Namespace, seed: int) -> None:
     )
 
 
-def main() -> int:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog="scripts/chaos",
@@ -64,7 +64,11 @@ def main() -> int:
     parser.add_argument("--preset", choices=PRESETS, default="default", help="raft's timing")
     parser.add_argument("--answers", type=int, default=ANSWERS, help="while a fault lasts")
     parser.add_argument("--seed", type=int)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    options = parse()
     seed = options.seed
     if seed is None:
         seed = random.SystemRandom().randrange(1 << 32)

@@ -108,7 +108,7 @@ class Campaign:
             print(f"replay: scripts/simulate --worlds {name} --first {seed} --seeds 1", flush=True)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog="scripts/simulate",
@@ -121,7 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, help=f"seeds of each world ({SEEDS})")
     parser.add_argument("--minutes", type=float, help="for how long, instead of how many")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     names = chosen(options.worlds)
     seeds, first, until = options.seeds, options.first or 0, float("inf")
     if options.minutes is not None:

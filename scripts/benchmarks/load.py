@@ -189,6 +189,7 @@ class Found:
         return len(self.taken) / self.seconds
 
     def percentile(self, percent: int) -> float:
+        assert self.taken, "no request was answered"
         return self.taken[min(len(self.taken) * percent // 100, len(self.taken) - 1)]
 
 

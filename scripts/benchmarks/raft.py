@@ -5,6 +5,10 @@ by the same client (load.py) in the same run. Both sync every write to the disk 
 Ours is tests/raft/node.py: everything that a manager has between its port and its disk, mutual
 TLS between the servers and a sealed log included; etcd speaks plain TCP to its peers and writes
 its log unsealed, as it does by default. Both take their clients' requests without TLS.
+
+What the limit is: Python's time in the leader. A write of 64 clients at once costs it 130 us, most
+of them for the client's own request and answer, and a follower 31 us. One client alone pays for
+each hop: four processes' wake-ups, and a thread for the disk in each server.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ SECONDS, SECONDS_QUICK = 8.0, 2.0
 KILLS, KILLS_QUICK = 20, 3
 #: A state of 50 MB, in values that fit into a frame of HTTP/2.
 BIG_VALUE_BYTES, BIG_VALUES = 10_000, 5_000
+ATTEMPTS = 3
 #: Seconds after which a restarted cluster counts as failed.
 PATIENCE = 300.0
 
@@ -61,8 +66,12 @@ def load(
     keys: int = 10_000,
     value_bytes: int = VALUE_BYTES,
 ) -> Found:
-    """Load the leader from a process of its own."""
-    return Found.of(loading(servers, operation, clients, seconds, keys, value_bytes))
+    """Load the leader from a process of its own; again, if another server leads meanwhile."""
+    for _ in range(ATTEMPTS):
+        found = Found.of(loading(servers, operation, clients, seconds, keys, value_bytes))
+        if found.errors < len(found.taken):
+            return found
+    raise AssertionError(f"{servers.side}: no leader stays for {seconds:g} s")
 
 
 def loading(

@@ -101,8 +101,12 @@ class Node:
             await nursery.start(self.transport.serve, listeners, handlers)
             await nursery.start(self.replica.run)
             nursery.start_soon(self.gather)
-            nursery.start_soon(self.stop_on_signal, nursery.cancel_scope)
             await trio.serve_tcp(self.serve, self.own["client"], host=self.own["host"])
+
+    async def run_until_signal(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.stop_on_signal, nursery.cancel_scope)
+            await self.run()
 
     async def stop_on_signal(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -195,7 +199,7 @@ def main() -> None:
     logging.basicConfig(
         filename=folder / "log", level=logging.INFO, format="%(asctime)s.%(msecs)03d %(message)s"
     )
-    trio.run(Node(folder).run)
+    trio.run(Node(folder).run_until_signal)
 
 
 if __name__ == "__main__":
