@@ -49,9 +49,9 @@ User namespaces (cloning.py, rootfs.py, idranges.py): a range of ids for each co
 and mounts are idmapped, so on the disk owners count from 0 and nothing is copied or shifted.
 
 Beside the supervisor, by the same steps: `swarmlet-oci` runs bundles for other engines, with hooks
-and time namespaces (oci/), and `swarmlet audit` tries the ways out of a container (audit/). Rotated logs
-are compressed by a child of the zygote (compressing.py); an init is a child that did not execute
-(launcher.py).
+and time namespaces (oci/), and `swarmlet audit` tries the ways out of a container (audit/). Rotated
+logs are compressed by a child of the zygote (compressing.py); an init is a child that did not
+execute (launcher.py).
 
 Left out so far: AppArmor, Landlock, checkpoint, other runtimes in our place.
 
