@@ -30,14 +30,14 @@ from tests.raft.nodes import CLIENT_PORT, ROOT
 CLIENTS: Final = 8
 #: Segments are small as well, so that a log soon wants another one.
 SMALL_DISK: Final = "8m"
-SEGMENT_BYTES: Final = 64 << 10
+SEGMENT_BYTES: Final = 16 << 10
 SMALL_DISK_PATH: Final = Path("/mnt")
 #: So many entries between snapshots: some are taken and sent in every run.
 SNAPSHOT_ENTRIES: Final = 500
 #: Answers after a fault has begun, or ended, before the story goes on: work goes on meanwhile.
 ANSWERS: Final = 100
 #: Seconds until a cluster must answer again, or be whole again. Generous: machines are busy.
-PATIENCE: Final = 60.0
+PATIENCE: Final = 120.0
 STATUS_PATIENCE: Final = 2.0
 
 
