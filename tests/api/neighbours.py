@@ -50,7 +50,7 @@ class FakeNeighbourhood:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[trio.MemoryReceiveChannel[MemberNews | UserNews]]:
         """What was told so far, and then the end: a real one goes on."""
-        send, receive = trio.open_memory_channel[MemberNews | UserNews](16)
+        send, receive = trio.open_memory_channel[MemberNews | UserNews](len(self.told))
         with send:
             for news in self.told:
                 await send.send(news)

@@ -21,6 +21,7 @@ from swarmlet.api.http import serve_stream
 from swarmlet.api.server import ROUTES, make_router
 from swarmlet.model import NodeId, Role
 from tests.api.fake import H1, H2, H3, Fake
+from tests.api.neighbours import give_neighbourhood
 from tests.api.recovering import give_recovery
 from tests.api.test_convert import FULL
 
@@ -114,6 +115,7 @@ async def test_whatever_the_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     print(f"replay with SWARMLET_SEED={seed}")
     rng = random.Random(seed)
     fake = Fake(tmp_path)
+    give_neighbourhood(fake)
     give_recovery(fake)
     await fake.open()
     peers = [None, None, Peer(H2, Role.MANAGER), Peer(H3, Role.WORKER)]
