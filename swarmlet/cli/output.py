@@ -10,10 +10,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from swarmlet.cli.base import Failure
-from swarmlet.cli.template import Template, TemplateError
+
+if TYPE_CHECKING:
+    from swarmlet.cli.template import Template
 
 Row: TypeAlias = Mapping[str, str]
 #: Header and the placeholder that stands below it.
@@ -93,6 +95,8 @@ def _render_custom_table(rows: Sequence[Row], columns: Columns, text: str) -> li
 
 
 def compile_template(text: str) -> Template:
+    from swarmlet.cli.template import Template, TemplateError  # most commands need none
+
     try:
         return Template(text)
     except TemplateError as exc:
@@ -100,6 +104,8 @@ def compile_template(text: str) -> Template:
 
 
 def _render(template: Template, value: Any) -> str:
+    from swarmlet.cli.template import TemplateError
+
     try:
         return template.render(value)
     except TemplateError as exc:
