@@ -26,6 +26,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [grpc]
 address = "{base}/s"
 """
+#: Ours: containerd's shims keep the containers of all daemons in one place of the machine.
+CONTAINER = f"swl-{os.getpid()}"
 #: Seconds for one command of an engine.
 PATIENCE = 60
 
@@ -159,7 +161,7 @@ def ctr(base: Path, podman: Podman) -> Iterator[list[str]]:
         )
         yield client
     finally:
-        subprocess.run([*client, "task", "rm", "-f", "c"], check=False, capture_output=True)
+        subprocess.run([*client, "task", "rm", "-f", CONTAINER], check=False, capture_output=True)
         daemon.terminate()
         daemon.wait(PATIENCE)
 
@@ -174,12 +176,15 @@ def test_containerd_runs_containers(ctr: list[str], runtime: Path) -> None:
 
     image = "localhost/busy:1"
     run = ("run", "--runc-binary", str(runtime))
-    assert call(*run, "--rm", image, "once", "sh", "-c", "echo hello; exit 5", code=5) == "hello\n"
-    call(*run, "-d", image, "c", "sleep", "1000")
-    assert call("task", "exec", "--exec-id", "e", "c", "echo", "in") == "in\n"
-    call("task", "pause", "c")
+    assert (
+        call(*run, "--rm", image, f"once-{CONTAINER}", "sh", "-c", "echo hello; exit 5", code=5)
+        == "hello\n"
+    )
+    call(*run, "-d", image, CONTAINER, "sleep", "1000")
+    assert call("task", "exec", "--exec-id", "e", CONTAINER, "echo", "in") == "in\n"
+    call("task", "pause", CONTAINER)
     assert "PAUSED" in call("task", "ls")
-    call("task", "resume", "c")
-    assert "memory.usage_in_bytes" in call("task", "metrics", "c")
-    call("task", "rm", "-f", "c", code=0)
-    call("container", "rm", "c")
+    call("task", "resume", CONTAINER)
+    assert "memory.usage_in_bytes" in call("task", "metrics", CONTAINER)
+    call("task", "rm", "-f", CONTAINER, code=0)
+    call("container", "rm", CONTAINER)
