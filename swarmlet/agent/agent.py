@@ -18,6 +18,7 @@ from swarmlet.agent.imaging import Images
 from swarmlet.agent.journal import Journal
 from swarmlet.agent.link import Link, ReachNode
 from swarmlet.agent.network import HostNetwork
+from swarmlet.agent.storing import Storing
 from swarmlet.agent.worker import Worker
 from swarmlet.images.store import ImageStore
 from swarmlet.model import NodeFacts, NodeId, Observation, TaskId
@@ -62,13 +63,13 @@ class Agent:
         """*first_managers* are tried while the assignment names none; *assigned* is called with
         each assignment, the stored one included; *welcomed* when a session opens."""
         self._node = node
-        self._journal = journal
         self._image_store = images
         self._assigned = assigned
         self._welcomed = welcomed
         self._first_managers = first_managers
         self._receiver = Receiver(journal.load_assignment())
-        self._storing = trio.Lock()
+        self._receiving = trio.Lock()
+        self._storing = Storing(journal)
         self.images = Images(images, node, dial_sync)
         self.network = network
         self._address = address
@@ -108,6 +109,7 @@ class Agent:
             self.network.open()
             await nursery.start(self.worker.run)
             nursery.start_soon(self.link.run)
+            nursery.start_soon(self._storing.run)
             task_status.started()
 
     def images_changed(self) -> None:
@@ -140,7 +142,7 @@ class Agent:
         )
 
     async def _assign(self, piece: Assign) -> int | None:
-        async with self._storing:
+        async with self._receiving:
             before = self.assignment
             difference = self._receiver.receive(piece)
             if difference is None:
@@ -150,7 +152,7 @@ class Agent:
                 logger.warning("removals held reason=%s", current.hold)
             if difference.puts or difference.removes:
                 # The disk is spared: an assignment that is the same again writes nothing.
-                await trio.to_thread.run_sync(self._journal.store_assignment, current, difference)
+                await self._storing.store(current, difference)
                 self._spread(current)
                 self.worker.assign(current)
             return piece.index

@@ -13,6 +13,7 @@ Bodies are sealed with the node's storage key, bound to their table and id.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Protocol
 
 from swarmlet.agent.assignment import Assignment, Difference, load
 from swarmlet.session import ItemKey, Kind
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 #: sqlite checkpoints its WAL at so many pages (4 KiB): the file stays small on an SD card.
@@ -40,6 +43,10 @@ class DamagedJournal(Exception):
     """The file cannot be read; the text says what to do."""
 
 
+class JournalRefused(Exception):
+    """The disk takes no more just now; nothing was changed."""
+
+
 class Journal:
     """One process has it open at a time; one thread at a time uses it."""
 
@@ -47,6 +54,7 @@ class Journal:
         self._path = path
         self._seal = seal
         self._db = self._open()
+        self._numbers: dict[str, int] = {}
 
     def _open(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,7 +108,11 @@ class Journal:
         return load(self.number("epoch"), self.number("index"), items)
 
     def store_assignment(self, assignment: Assignment, difference: Difference) -> None:
-        """Make the disk agree with *assignment*, which *difference* led to."""
+        """Make the disk agree with *assignment*, which *difference* led to.
+
+        Raises:
+            JournalRefused: there is no room.
+        """
         with self._transaction():
             self._db.executemany(
                 "INSERT OR REPLACE INTO item VALUES (?, ?, ?)",
@@ -119,12 +131,19 @@ class Journal:
     # Small things.
 
     def number(self, name: str) -> int:
+        if name in self._numbers:
+            return self._numbers[name]
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return int(row[0]) if row is not None else 0
 
     def set_number(self, name: str, value: int) -> None:
-        with self._transaction():
-            self._set(name, value)
+        """A full disk is borne: the number holds until this process ends."""
+        self._numbers[name] = value
+        try:
+            with self._transaction():
+                self._set(name, value)
+        except JournalRefused as exc:
+            logger.warning("number not stored name=%s value=%d reason=%s", name, value, exc)
 
     def next_boot(self) -> int:
         """Count this start: gossip's incarnations and nonces must never come again."""
@@ -170,7 +189,32 @@ class _Transaction:
         self._db = db
 
     def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as exc:
+            self._refuse(exc)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+                return
+        except sqlite3.OperationalError as exc:
+            self._roll_back()
+            self._refuse(exc)
+        self._roll_back()
+        if isinstance(error, sqlite3.OperationalError):
+            self._refuse(error)
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # a full disk may have ended it already
+            self._db.execute("ROLLBACK")
+
+    @staticmethod
+    def _refuse(error: sqlite3.OperationalError) -> None:
+        """Raise JournalRefused if it is the disk that fails; else it is a bug of ours."""
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise JournalRefused(f"{error}: make room on the state folder's disk") from error
+        raise error
