@@ -258,12 +258,14 @@ class Chaos:
         await trio.to_thread.run_sync(fill, ballast)
         try:
             await self.answers()
-            await eventually(self._some_disk_is_full, within=PATIENCE)
+            await eventually(lambda: self._some_disk_is_full(ballast), within=PATIENCE)
             await self.answers()
         finally:
             ballast.unlink()
 
-    async def _some_disk_is_full(self) -> bool:
+    async def _some_disk_is_full(self, ballast: Path) -> bool:
+        # A snapshot lets go of old segments: with that room a server may get by for ever.
+        await trio.to_thread.run_sync(fill, ballast)
         return any(status["disk_full"] for status in await self.statuses())
 
     # A whole story.
@@ -300,8 +302,8 @@ FAULTS: Final[dict[str, Callable[[Chaos], Awaitable[None]]]] = {
 
 
 def fill(ballast: Path) -> None:
-    """Write until there is no room."""
-    with ballast.open("wb", buffering=0) as file:
+    """Write until there is no room, behind what was written before."""
+    with ballast.open("ab", buffering=0) as file:
         for size in (1 << 20, 1 << 12):
             with suppress(OSError):
                 while True:
