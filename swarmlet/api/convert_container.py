@@ -35,7 +35,7 @@ def read_container(fields: Fields) -> ContainerTemplate:
         mounts=tuple(_read_mount(mount) for mount in fields.children("Mounts")),
         stop_signal=fields.text("StopSignal"),
         stop_grace=fields.seconds("StopGracePeriod", STOP_GRACE_DEFAULT),
-        healthcheck=_read_healthcheck(fields.child("Healthcheck")),
+        healthcheck=read_healthcheck(fields.child("Healthcheck")),
         hosts=fields.texts("Hosts"),
         **_read_dns(fields.child("DNSConfig")),
         init=fields.flag("Init"),
@@ -160,7 +160,7 @@ def _write_mount(mount: Mount) -> dict[str, Any]:
     return {"Type": str(mount.type), **without_empty(shown)}
 
 
-def _read_healthcheck(fields: Fields | None) -> Healthcheck | None:
+def read_healthcheck(fields: Fields | None) -> Healthcheck | None:
     if fields is None:
         return None
     healthcheck = Healthcheck(

@@ -30,6 +30,7 @@ from swarmlet.agent.local.records import (
     Restart,
     RestartPolicy,
 )
+from swarmlet.api.convert_container import read_healthcheck
 from swarmlet.api.convert_mounts import read_bind, read_mount, read_tmpfs
 from swarmlet.api.fields import Fields
 from swarmlet.model import Healthcheck, Ulimit
@@ -68,7 +69,7 @@ def read_create(body: Any) -> ContainerConfig:
         attach_stderr=fields.flag("AttachStderr"),
         stop_signal=fields.text("StopSignal"),
         stop_grace=_stop_grace(fields),
-        healthcheck=read_healthcheck(fields.child("Healthcheck")),
+        healthcheck=_read_known_healthcheck(fields.child("Healthcheck")),
         exposed=_exposed(fields),
         volumes=tuple(_object_keys(fields, "Volumes")),
     )
@@ -134,18 +135,10 @@ def _object_keys(fields: Fields, name: str) -> list[str]:
     return list(value)
 
 
-def read_healthcheck(fields: Fields | None) -> Healthcheck | None:
-    if fields is None:
+def _read_known_healthcheck(fields: Fields | None) -> Healthcheck | None:
+    check = read_healthcheck(fields)
+    if fields is None or check is None:
         return None
-    check = Healthcheck(
-        test=fields.texts("Test"),
-        interval=fields.seconds("Interval"),
-        timeout=fields.seconds("Timeout"),
-        retries=fields.integer("Retries", least=0),
-        start_period=fields.seconds("StartPeriod"),
-        start_interval=fields.seconds("StartInterval"),
-    )
-    fields.done()
     if check.test and check.test[0] not in ("NONE", "CMD", "CMD-SHELL"):
         raise SpecError(fields.at("Test"), f"{check.test[0]!r} is not NONE, CMD or CMD-SHELL")
     return check
